@@ -1,0 +1,101 @@
+"""Every option, its default and its meaning. Each changes something a test can see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from .errors import ConfigError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Budget(_Section):
+    """Token caps of a prompt's parts, not reservations; a smaller `max_tokens` scales them."""
+
+    total: int = Field(8000, gt=0, description="`context`'s default max_tokens")
+    conversation: int = Field(4000, gt=0, description="verbatim turns")
+    summary: int = Field(1000, ge=0, description="the running summary and its wrapper")
+    hits_share: float = Field(
+        0.10, ge=0, le=0.9, description="least share kept for search hits; they also get what the parts leave"
+    )
+
+
+class Pruning(_Section):
+    """When old turns are folded into the summary. An item is a user turn with everything up to the next one."""
+
+    max_context_items: int = Field(15, ge=1, description="items left verbatim after a fold, at most")
+    summarization_threshold: int = Field(25, ge=2, description="items that start a fold")
+    max_context_tokens: int = Field(4000, gt=0, description="tokens that start a fold; a fold leaves at most half")
+    summary_max_tokens: int = Field(1000, gt=0, description="the summarizer's output, within 75 % of budget.summary")
+
+
+class SummarySegments(_Section):
+    """How much the summarizer reads at a time."""
+
+    max_context_length: int = Field(4096, ge=256, description="source tokens per summarizer call")
+    context_overlap: int = Field(128, ge=0, description="tokens, in whole messages, shared by adjacent segments")
+
+
+class Gemini(_Section):
+    """Summaries by Gemini; used when a project or an API key is set."""
+
+    model: str = "gemini-3.5-flash-lite"
+    project: str | None = Field(None, description="Vertex AI project; without one, `api_key` is used")
+    location: str = "global"
+    api_key: SecretStr | None = None
+
+
+class Embedding(_Section):
+    """Which embedding model, where."""
+
+    model: str = Field(
+        "all-MiniLM-L6-v2", description="a sentence-transformers model; 'none' for search by words alone"
+    )
+    device: str | None = Field(None, description="e.g. cpu, cuda; None lets the library choose")
+    on_change: Literal["raise", "reindex"] = Field(
+        "raise", description="what to do with a folder indexed by another model"
+    )
+
+
+class Settings(_Section):
+    """All options. From arguments, `NEURALFLOW_*` variables (`NEURALFLOW_BUDGET__TOTAL`), or a TOML or YAML file."""
+
+    path: Path = Field(Path("memory"), description="the folder; ':memory:' for one that goes away on close")
+    durability: Literal["process", "power"] = Field(
+        "process", description="what an acknowledged write survives: a killed process, or also a power cut"
+    )
+    tokenizer: str = Field("cl100k_base", description="a tiktoken encoding, or 'approx'")
+    user_id: str | None = Field(None, description="the user of sessions that name none")
+    budget: Budget = Budget()
+    pruning: Pruning = Pruning()
+    context: SummarySegments = SummarySegments()
+    embedder: Embedding = Embedding()
+    gemini: Gemini = Gemini()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.pruning.summarization_threshold <= self.pruning.max_context_items:
+            raise ValueError("pruning.summarization_threshold must be greater than pruning.max_context_items")
+        if self.pruning.max_context_tokens > self.budget.conversation:
+            raise ValueError("pruning.max_context_tokens must not exceed budget.conversation")
+        return self
+
+
+def validated(values: dict[str, Any]) -> Settings:
+    """Build settings, with every problem named in one `ConfigError`."""
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        )
+        raise ConfigError(f"wrong settings: {problems}") from None
+
+
+__all__ = ["Budget", "Embedding", "Gemini", "Pruning", "Settings", "SummarySegments", "validated"]

@@ -1,0 +1,155 @@
+"""Every error this package raises, in one tree.
+
+NeuralFlowError
+├── ConfigError          (ValueError)       an option or a combination of options is wrong
+├── MissingDependency    (ImportError)      an optional library is not installed
+├── InputError           (ValueError)       what was passed in can't be used
+│   ├── MessageError                        a message's content, role or shape
+│   ├── FilterError                         a filter expression
+│   ├── QueryError                          a search query or its options
+│   ├── ScopeError                          ids that don't make a scope
+│   └── BudgetError                         the newest user turn does not fit the budget
+├── ConflictError        (ValueError)       an id is already taken by other content
+├── NotFound             (LookupError)      no such entry in this scope
+├── AccessDenied         (PermissionError)  the principal may not do this here
+├── StorageError         (OSError)          the folder or its files
+│   ├── FolderError                         not a memory folder, newer than this version, or damaged
+│   ├── FolderInUse                         another process has the folder open
+│   ├── StorageFull                         no space left; nothing was written
+│   └── IndexingError                       the vector index can't be brought up to date
+├── ModelMismatch        (ValueError)       the folder was indexed with another embedding model
+├── EmbeddingError       (RuntimeError)     the embedder failed
+├── SummarizerError      (RuntimeError)     the summarizer failed
+├── ForkedError          (RuntimeError)     a memory opened before a fork was used in the child
+└── ClosedError          (RuntimeError)     the memory was closed
+
+Each class also is the builtin that a Python programmer would catch, carries its facts as
+attributes, and says in its message what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class NeuralFlowError(Exception):
+    """Base of every error of this package. Keyword arguments become attributes."""
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(facts)
+
+
+class ConfigError(NeuralFlowError, ValueError):
+    """An option, or a combination of options, is wrong."""
+
+
+class MissingDependency(NeuralFlowError, ImportError):
+    """An optional library is not installed. Attributes: `library`, `extra`."""
+
+    library: str
+    extra: str
+
+    def __init__(self, library: str, extra: str, what: str) -> None:
+        NeuralFlowError.__init__(
+            self,
+            f"{what} needs {library}, which is not installed: pip install 'neuralflow-memory[{extra}]'",
+            library=library,
+            extra=extra,
+        )
+
+
+class InputError(NeuralFlowError, ValueError):
+    """What was passed in can't be used; nothing was written."""
+
+
+class MessageError(InputError):
+    """A message's content, role or shape is wrong."""
+
+
+class FilterError(InputError):
+    """A filter expression is wrong."""
+
+
+class QueryError(InputError):
+    """A search query, or one of its options, is wrong."""
+
+
+class ScopeError(InputError):
+    """The given ids don't make a scope."""
+
+
+class BudgetError(InputError):
+    """The newest user turn alone does not fit. Attributes, in tokens: `needed`, `available`."""
+
+    needed: int
+    available: int
+
+
+class ConflictError(NeuralFlowError, ValueError):
+    """An id is already taken by other content. Attribute: `id`."""
+
+    id: str
+
+
+class NotFound(NeuralFlowError, LookupError):
+    """No such entry in this scope. Attribute: `id`."""
+
+    id: str
+
+
+class AccessDenied(NeuralFlowError, PermissionError):
+    """The principal may not do this here. Attributes: `principal`, `action`."""
+
+    principal: str | None
+    action: str
+
+
+class StorageError(NeuralFlowError, OSError):
+    """The folder, or a file in it, can't be used. Attribute: `path`."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class FolderError(StorageError):
+    """Not a memory folder, one from a newer version, or a damaged one."""
+
+
+class FolderInUse(StorageError):
+    """Another process has the folder open. Attribute: `pid`, the holder's, or None."""
+
+    pid: int | None
+
+
+class StorageFull(StorageError):
+    """No space is left. The call that raised wrote nothing."""
+
+
+class IndexingError(StorageError):
+    """The vector index can't be brought up to date. Nothing is lost: the entries wait in the ledger."""
+
+
+class ModelMismatch(NeuralFlowError, ValueError):
+    """The folder was indexed with another embedding model. Attributes: `stored`, `given`."""
+
+    stored: str
+    given: str
+
+
+class EmbeddingError(NeuralFlowError, RuntimeError):
+    """The embedder failed, or returned something that is not a vector per text."""
+
+
+class SummarizerError(NeuralFlowError, RuntimeError):
+    """The summarizer failed or returned nothing usable."""
+
+
+class ForkedError(NeuralFlowError, RuntimeError):
+    """A memory opened before `fork` was used in the child process."""
+
+
+class ClosedError(NeuralFlowError, RuntimeError):
+    """The memory was closed."""

@@ -1,0 +1,297 @@
+"""The values that cross every border of the package: immutable, slotted, free of I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Literal, cast
+
+from .errors import MessageError, ScopeError
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = ("system", "developer", "user", "assistant", "tool")
+Block = Mapping[str, Any]
+"""A part of a message that is more than text: a mapping with a `type`, e.g. `{"type": "image", "url": ...}`."""
+
+
+class MemoryType(StrEnum):
+    """What kind of memory an entry is."""
+
+    SHORT_TERM = "short_term"
+    """A turn of a conversation."""
+    WORKING = "working"
+    """A task or a note."""
+    LONG_TERM = "long_term"
+    """Knowledge about the user, kept across conversations."""
+    EPISODIC = "episodic"
+    """A summary or an episode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Whose memory is meant. Every read and write carries one.
+
+    A session's key is (tenant, user or none, session). `agent_id` marks who wrote; it is not part of the key.
+    """
+
+    tenant: str = "default"
+    user_id: str | None = None
+    session_id: str | None = None
+    agent_id: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tenant", "user_id", "session_id", "agent_id"):
+            value = getattr(self, name)
+            if value is None and name != "tenant":
+                continue
+            if not isinstance(value, str) or not value or "\0" in value or len(value) > 512:
+                raise ScopeError(
+                    f"{name} must be a non-empty string of at most 512 characters without NUL, not {value!r:.80}"
+                )
+        if self.user_id is None and self.session_id is None:
+            raise ScopeError("a scope needs a user_id or a session_id")
+
+    @property
+    def owner(self) -> tuple[str, str | None, str | None]:
+        """The widest scope this one may read: its user, or its session where no user is known."""
+        return (self.tenant, self.user_id, None if self.user_id is not None else self.session_id)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A model's request to call a tool. `args` are the arguments as JSON values."""
+
+    id: str
+    name: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation.
+
+    `content` is text, or a sequence of blocks (mappings with a `type`) for multimodal messages; it may be
+    empty only beside tool calls, in a tool's result, or with a `payload`. `payload` is the host's own JSON of the message,
+    kept for a lossless round trip. `created_at` may be backdated; a naive time is taken as UTC.
+    """
+
+    role: Role
+    content: str | Sequence[Block] = ""
+    _: KW_ONLY
+    id: str | None = None
+    name: str | None = None
+    tool_calls: Sequence[ToolCall] = ()
+    tool_call_id: str | None = None
+    created_at: datetime | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    payload: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise MessageError(f"unknown role {self.role!r:.80}; use one of {', '.join(ROLES)}")
+        if not isinstance(self.content, str):
+            object.__setattr__(self, "content", _blocks(self.content))
+        for name in ("id", "name", "tool_call_id"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value):
+                raise MessageError(f"a message's {name} must be a non-empty string or None, not {value!r:.80}")
+        if self.tool_calls:
+            object.__setattr__(self, "tool_calls", tuple(_tool_call(c) for c in self.tool_calls))
+        elif self.tool_calls != ():
+            object.__setattr__(self, "tool_calls", ())
+        if self.role == "tool" and self.tool_call_id is None:
+            raise MessageError("a tool message needs the tool_call_id of the call it answers")
+        if self.created_at is not None:
+            object.__setattr__(self, "created_at", utc(self.created_at))
+        if not isinstance(self.metadata, Mapping) or not (self.payload is None or isinstance(self.payload, Mapping)):
+            raise MessageError("a message's metadata and payload must be mappings of JSON values")
+        has_more = self.tool_calls or self.role == "tool" or self.payload is not None
+        if not has_more and not (self.content.strip() if isinstance(self.content, str) else self.content):
+            raise MessageError("the message is empty: give it text, or leave it out")
+
+    @property
+    def text(self) -> str:
+        """The text of the message, without its other parts."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(str(b["text"]) for b in self.content if b["type"] == "text" and b.get("text"))
+
+
+def _blocks(content: Any) -> tuple[Block, ...]:
+    if isinstance(content, Sequence) and not isinstance(content, bytes | bytearray):
+        blocks = tuple({"type": "text", "text": b} if isinstance(b, str) else b for b in content)
+        if all(isinstance(b, Mapping) and isinstance(b.get("type"), str) for b in blocks):
+            return cast("tuple[Block, ...]", blocks)
+    raise MessageError(
+        f"a message's content must be text or a list of blocks such as {{'type': 'text', 'text': ...}}, "
+        f"not {type(content).__name__}; convert it first"
+    )
+
+
+def _tool_call(call: Any) -> ToolCall:
+    if isinstance(call, Mapping):
+        call = ToolCall(call.get("id") or "", call.get("name") or "", call.get("args") or {})
+    if not isinstance(call, ToolCall) or not isinstance(call.args, Mapping) or not call.id or not call.name:
+        raise MessageError("a tool call is a ToolCall, or a mapping with id, name and args")
+    return call
+
+
+def utc(when: datetime) -> datetime:
+    """Return *when* as an aware UTC time; a naive one is taken as UTC."""
+    return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing remembered: a turn, a piece of knowledge, a summary.
+
+    Attributes:
+        id: Unique within its session (a turn: its message's id) or among its user's knowledge.
+        key: Opaque, bound to its scope; addresses this entry from any session of the same user.
+        seq: Order within the session, from 1, without gaps.
+        created_at: When it was said (may be backdated). `written_at`: when it was stored.
+        importance: 0..1.
+        version: From 1, one more with every change.
+        provenance: Where it came from: "said" (a turn), "told" (`remember`), "derived" (made from other entries).
+        trust: 0..1, inherited from the sources of a derived entry.
+        sources: Ids of the entries it was derived from.
+        tokens: Its message's size by the configured counter.
+    """
+
+    id: str
+    key: str
+    type: MemoryType
+    content: str
+    scope: Scope
+    seq: int
+    created_at: datetime
+    written_at: datetime
+    updated_at: datetime
+    role: Role | None = None
+    name: str | None = None
+    blocks: tuple[Block, ...] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    payload: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    category: str | None = None
+    source: str | None = None
+    importance: float = 0.5
+    provenance: str = "said"
+    trust: float = 1.0
+    sources: tuple[str, ...] = ()
+    expires_at: datetime | None = None
+    version: int = 1
+    tokens: int = 0
+    position: int | None = None
+    """Order within the window; None once folded or replaced."""
+    number: int = 0
+    """The ledger's own number of the entry, unique in its folder."""
+
+    @property
+    def message(self) -> Message:
+        """The entry as a message; knowledge and summaries read as system messages."""
+        return Message(
+            self.role or "system",
+            self.content if self.blocks is None else self.blocks,
+            id=self.id,
+            name=self.name,
+            tool_calls=self.tool_calls,
+            tool_call_id=self.tool_call_id,
+            created_at=self.created_at,
+            metadata=self.metadata,
+            payload=self.payload,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A search result. `score` is 0..1, higher is better; `signals` say what it is made of."""
+
+    entry: Entry
+    score: float
+    signals: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One line of a context report: what was considered for the prompt, and what became of it."""
+
+    part: Literal["system", "summary", "turn", "hit"]
+    id: str
+    tokens: int
+    included: bool
+    reason: str
+    score: float | None = None
+    signals: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the model is to see.
+
+    Attributes:
+        messages: At most `budget` tokens by the configured counter, in order.
+        tokens: What they cost, everything counted.
+        budget: `max_tokens` less `reserve_tokens`.
+        report: Every candidate: in or out, and why.
+        estimated: True when the counter is an approximation of the tokenizer that was asked for.
+    """
+
+    messages: tuple[Message, ...]
+    tokens: int
+    budget: int
+    report: tuple[Candidate, ...]
+    estimated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CompactionReport:
+    """What a call of `compact` did.
+
+    Attributes:
+        needed: Whether the window was over its limits.
+        before: Tokens of the window before; `after`: after, the summary not counted.
+        folded: Ids of the turns that left the window (they stay in the transcript and in search).
+        covered: Ids that the summary covers now, those of earlier folds included.
+    """
+
+    needed: bool
+    before: int
+    after: int
+    folded: tuple[str, ...] = ()
+    covered: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """A session as `Memory.sessions` lists it."""
+
+    session_id: str
+    user_id: str | None
+    tenant: str
+    messages: int
+    created_at: datetime
+    active_at: datetime
+
+
+__all__ = [
+    "ROLES",
+    "Block",
+    "Candidate",
+    "CompactionReport",
+    "Context",
+    "Entry",
+    "Hit",
+    "MemoryType",
+    "Message",
+    "Role",
+    "Scope",
+    "SessionInfo",
+    "ToolCall",
+    "replace",
+    "utc",
+]
