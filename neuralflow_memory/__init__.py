@@ -1,0 +1,104 @@
+"""Conversation memory for LangChain, LangGraph and LlamaIndex: durable, searchable, within its token budget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .config import Settings
+from .errors import (
+    AccessDenied,
+    BudgetError,
+    ClosedError,
+    ConfigError,
+    ConflictError,
+    EmbeddingError,
+    FilterError,
+    FolderError,
+    FolderInUse,
+    ForkedError,
+    IndexingError,
+    InputError,
+    MessageError,
+    MissingDependency,
+    ModelMismatch,
+    NeuralFlowError,
+    NotFound,
+    QueryError,
+    ScopeError,
+    StorageError,
+    StorageFull,
+    SummarizerError,
+)
+from .types import (
+    Candidate,
+    CompactionReport,
+    Context,
+    Entry,
+    Hit,
+    MemoryType,
+    Message,
+    Scope,
+    SessionInfo,
+    ToolCall,
+)
+
+if TYPE_CHECKING:
+    from .memory import Memory
+    from .session import Session
+    from .settings import aopen_memory, open_memory
+
+_LAZY = {"Memory": "memory", "Session": "session", "aopen_memory": "settings", "open_memory": "settings"}
+
+
+def __getattr__(name: str) -> Any:
+    # What needs numpy, pydantic-settings and the rest is imported on first use.
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("neuralflow-memory")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "AccessDenied",
+    "BudgetError",
+    "Candidate",
+    "ClosedError",
+    "CompactionReport",
+    "ConfigError",
+    "ConflictError",
+    "Context",
+    "EmbeddingError",
+    "Entry",
+    "FilterError",
+    "FolderError",
+    "FolderInUse",
+    "ForkedError",
+    "Hit",
+    "IndexingError",
+    "InputError",
+    "Memory",
+    "MemoryType",
+    "Message",
+    "MessageError",
+    "MissingDependency",
+    "ModelMismatch",
+    "NeuralFlowError",
+    "NotFound",
+    "QueryError",
+    "Scope",
+    "ScopeError",
+    "Session",
+    "SessionInfo",
+    "Settings",
+    "StorageError",
+    "StorageFull",
+    "SummarizerError",
+    "ToolCall",
+    "aopen_memory",
+    "open_memory",
+]

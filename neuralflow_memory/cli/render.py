@@ -1,0 +1,191 @@
+"""What the commands show: tables, the budget bar, and the same things as JSON values."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from neuralflow_memory.types import Context, Hit, Message, SessionInfo
+
+PARTS: dict[str, tuple[str, str]] = {
+    "system": ("magenta", "task"),
+    "summary": ("yellow", "summary"),
+    "turn": ("green", "recent turns"),
+    "hit": ("cyan", "found again"),
+}
+"""A context part's colour and what it is called on screen."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def out() -> Console:
+    """The console for results. Made for each command, so that it follows a redirected standard output."""
+    return Console(highlight=False, soft_wrap=False)
+
+
+def err() -> Console:
+    """The console for errors and progress, so that standard output stays clean for a script."""
+    return Console(stderr=True, highlight=False)
+
+
+def said(text: str, *, limit: int | None = None, style: str = "") -> Text:
+    """Stored text, safe to print: no markup, no terminal control characters; one line if cut to *limit* characters."""
+    clean = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    if limit is not None:
+        clean = " ".join(clean.split())
+        clean = clean if len(clean) <= limit else clean[: limit - 1] + "…"
+    return Text(clean, style=style)
+
+
+def when(moment: datetime) -> str:
+    """A time as people read it, in UTC."""
+    return moment.strftime("%d %b %Y %H:%M")
+
+
+def signals(values: Mapping[str, float], *, most: int = 4) -> str:
+    """The strongest signals of a hit, e.g. `dense 0.71  words 0.52`; those that say nothing are left out."""
+    strongest = sorted(((n, v) for n, v in values.items() if v), key=lambda item: -abs(item[1]))
+    return "  ".join(f"{name} {value:.2f}" for name, value in strongest[:most])
+
+
+def hits_table(hits: Sequence[Hit], *, marked: Iterable[str] = (), limit: int = 160) -> Table:
+    """One row a hit, best first. Keys of entries in *marked* are shown as the evidence that was looked for."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", "score", "when", "session", "said", "why"):
+        table.add_column(name, no_wrap=name in {"score", "when"}, overflow="fold", ratio=1 if name == "said" else None)
+    wanted = set(marked)
+    for hit in hits:
+        entry = hit.entry
+        table.add_row(
+            Text("✓", style="bold green") if entry.key in wanted else "",
+            f"{hit.score:.2f}",
+            f"{entry.created_at:%d %b %Y}",
+            said(entry.scope.session_id or "", limit=40),
+            Text.assemble((f"{entry.role or entry.type}: ", "dim"), said(entry.content, limit=limit)),
+            Text(signals(hit.signals), style="dim"),
+        )
+    return table
+
+
+def spent(context: Context) -> dict[str, int]:
+    """Tokens of a context by part, as reported; `PARTS` gives the order."""
+    tokens = dict.fromkeys(PARTS, 0)
+    for candidate in context.report:
+        if candidate.included:
+            tokens[candidate.part] += candidate.tokens
+    return tokens
+
+
+def budget_bar(context: Context, *, width: int = 48) -> Text:
+    """A bar of *width* characters: what fills the budget, in the parts' colours, and what is free."""
+    bar = Text()
+    used = 0
+    for part, tokens in spent(context).items():
+        until = min(round((used + tokens) / max(context.budget, 1) * width), width)
+        bar.append("█" * (until - len(bar)), style=PARTS[part][0])
+        used += tokens
+    bar.append("░" * (width - len(bar)), style="dim")
+    about = "about " if context.estimated else ""
+    bar.append(f" {about}{context.tokens:,} of {context.budget:,} tokens")
+    return bar
+
+
+def legend(context: Context) -> Text:
+    """What each colour of the bar stands for, with its tokens."""
+    line = Text()
+    for part, tokens in spent(context).items():
+        if tokens:
+            colour, name = PARTS[part]
+            line.append("■ ", style=colour).append(f"{name} {tokens:,}   ")
+    return line
+
+
+def context_view(context: Context) -> RenderableType:
+    """A context as the model sees it, and the report of why."""
+    report = Table(title="what was considered", title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for name in ("part", "id", "tokens", "in", "why"):
+        report.add_column(name, justify="right" if name == "tokens" else "left", overflow="fold")
+    for c in context.report:
+        mark = Text("yes", style="green") if c.included else Text("no", style="red")
+        part = Text(PARTS[c.part][1], style=PARTS[c.part][0])
+        report.add_row(part, said(c.id, limit=36), f"{c.tokens:,}", mark, said(c.reason))
+    messages = [Text.assemble((f"{m.role}: ", "bold"), said(m.text)) for m in context.messages]
+    return Group(*messages, "", report, "", budget_bar(context), legend(context))
+
+
+def sessions_table(sessions: Sequence[SessionInfo]) -> Table:
+    """One row a session."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("session", "user", "messages", "begun", "last active"):
+        table.add_column(name, justify="right" if name == "messages" else "left", overflow="fold")
+    for s in sessions:
+        user = said(s.user_id) if s.user_id is not None else Text("none", style="dim")
+        table.add_row(said(s.session_id), user, f"{s.messages:,}", when(s.created_at), when(s.active_at))
+    return table
+
+
+def facts_table(facts: Mapping[str, Any]) -> Table:
+    """Names and values, one a row."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        table.add_row(name.replace("_", " "), said(shown))
+    return table
+
+
+def as_json(value: Any) -> str:
+    """Any result as indented JSON; times in ISO 8601."""
+    return json.dumps(_plain(value), ensure_ascii=False, indent=2, default=str)
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Hit():
+            return {"score": value.score, "signals": dict(value.signals), **_entry(value.entry)}
+        case Context():
+            return {
+                "messages": [_plain(m) for m in value.messages],
+                "tokens": value.tokens,
+                "budget": value.budget,
+                "estimated": value.estimated,
+                "report": [
+                    {"part": c.part, "id": c.id, "tokens": c.tokens, "included": c.included, "reason": c.reason}
+                    for c in value.report
+                ],
+            }
+        case Message():
+            return {"role": value.role, "content": value.content, "id": value.id, "name": value.name}
+        case SessionInfo():
+            names = ("session_id", "user_id", "tenant", "messages", "created_at", "active_at")
+            return {name: _plain(getattr(value, name)) for name in names}
+        case datetime():
+            return value.isoformat()
+        case list() | tuple():
+            return [_plain(v) for v in value]
+        case Mapping():
+            return {str(k): _plain(v) for k, v in value.items()}
+    return value
+
+
+def _entry(entry: Any) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "key": entry.key,
+        "type": str(entry.type),
+        "role": entry.role,
+        "name": entry.name,
+        "content": entry.content,
+        "session_id": entry.scope.session_id,
+        "user_id": entry.scope.user_id,
+        "created_at": entry.created_at.isoformat(),
+        "metadata": dict(entry.metadata),
+    }

@@ -1,0 +1,337 @@
+"""`Memory`: the front door, and the `Core` behind it, which owns worker pools and background work."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+from uuid import uuid4
+
+from ._offload import Workers, offload
+from .config import Settings
+from .errors import ClosedError, ForkedError, IndexingError
+from .pipeline.compact import compact
+from .pipeline.index import PARKED, index_batch
+from .pipeline.ingest import Messages, listed
+from .pipeline.parts import Parts
+from .rules.budget import prompt_tokens
+from .session import Session
+from .types import Scope, SessionInfo
+
+_STORAGE_WORKERS = 4  # places at a time; see _offload
+_SUMMARY_WORKERS = 2
+_LONGEST_PAUSE = 30.0  # seconds between tries while nothing works
+_TRIES_BEFORE_RAISING = 3  # failed passes in a row after which flush() gives up waiting
+
+
+class Core:
+    """One open folder: its parts, its threads, and how many handles are on it."""
+
+    def __init__(self, parts: Parts, *, release: Callable[[], None]) -> None:
+        self.parts = parts
+        self.pid = os.getpid()
+        self.workers = Workers(_STORAGE_WORKERS, name="storage")
+        self._summaries = Workers(_SUMMARY_WORKERS, name="summaries")
+        self._release = release
+        self._closing = threading.Event()
+        self._wake = threading.Event()
+        self._moved = threading.Condition()
+        self._failures = 0
+        self._folding: dict[Scope, bool] = {}
+        """Sessions being folded; True when one filled up again meanwhile."""
+        self._loaded = threading.Event()
+        parts.changed = self._wake.set
+        parts.full = self._fold_later
+        self._indexer: threading.Thread | None = None
+        if parts.embedder is not None:
+            self._wake.set()  # what a crash or an earlier process left
+            self._indexer = threading.Thread(target=self._index, name="neuralflow-indexer", daemon=True)
+            self._indexer.start()
+        else:
+            self._loaded.set()
+        atexit.register(self.close)
+
+    # -- indexing
+
+    def _index(self) -> None:
+        load = getattr(self.parts.embedder, "load", None)
+        try:
+            if load is not None:
+                load()
+        except Exception as error:  # told by stats(); each search and each batch will try again
+            self._note("embedder", error)
+        self._loaded.set()
+        while not self._closing.is_set():
+            self._wake.clear()
+            pause = self._pass()
+            if pause:
+                self._wake.wait(pause) if self._failures == 0 else self._closing.wait(pause)
+
+    def _pass(self) -> float:
+        """One batch; how long to wait before the next, in seconds."""
+        try:
+            done = index_batch(self.parts)
+            self._failures = 0
+        except Exception as error:  # nothing is lost: the marks stay, and are tried again
+            self._failures += 1
+            self._note("indexing", error)
+            done = 0
+        with self._moved:
+            self._moved.notify_all()
+        if self._failures:
+            return float(min(_LONGEST_PAUSE, 0.05 * 4**self._failures))
+        if done:
+            return 0.0
+        due = self._due()
+        return _LONGEST_PAUSE if due is None else max(0.01, due - time.time())
+
+    def _due(self) -> float | None:
+        """When the next mark that is not parked is due, in seconds since 1970; None when none waits."""
+        found = self.parts.ledger.next_retry()
+        return None if found is None or found >= PARKED else found / 1_000_000
+
+    def _note(self, what: str, error: BaseException) -> None:
+        self.parts.trouble = f"{what}: {type(error).__name__}: {error}"
+
+    # -- folding
+
+    def _fold_later(self, scope: Scope) -> None:
+        with self._moved:
+            if scope in self._folding:
+                self._folding[scope] = True
+                return
+            self._folding[scope] = False
+        try:
+            self._summaries.submit(lambda: self._fold(scope))
+        except RuntimeError:  # closing; the next add after reopening starts it
+            with self._moved:
+                self._folding.pop(scope, None)
+
+    def _fold(self, scope: Scope) -> None:
+        again = True
+        while again and not self._closing.is_set():
+            try:
+                compact(self.parts, scope)
+            except Exception as error:  # the turns stay in the window; the next add tries again
+                self._note("folding", error)
+            with self._moved:
+                again = self._folding.get(scope, False)
+                self._folding[scope] = False
+        with self._moved:
+            self._folding.pop(scope, None)
+            self._moved.notify_all()
+
+    # -- waiting and closing
+
+    def flush(self) -> None:
+        with self._moved:
+            self._moved.wait_for(lambda: not self._folding)
+        if self._indexer is None:
+            return
+        self._failures = 0
+        while self._due() is not None:
+            if self._failures >= _TRIES_BEFORE_RAISING:
+                raise IndexingError(
+                    f"the vector index can't be brought up to date ({self.parts.trouble}); nothing is lost, the entries wait "
+                    "in the ledger: mend the cause and call flush() again",
+                    path=str(self.parts.settings.path),
+                )
+            self._wake.set()
+            with self._moved:
+                self._moved.wait(0.05)
+
+    def ready(self) -> None:
+        self._loaded.wait()
+
+    def reindex(self) -> None:
+        parts = self.parts
+        parts.ledger.retry_parked()
+        if parts.store is not None and parts.model_id is not None:
+            known = dict(parts.ledger.models()).get(parts.model_id)
+            if known is not None:
+                parts.store.reset(model_id=parts.model_id, dimensions=known)
+            parts.ledger.mark_all()
+        self.flush()
+
+    def check(self) -> None:
+        """Raise unless this core can be used from here."""
+        if os.getpid() != self.pid:
+            raise ForkedError(
+                "this memory was opened before a fork; a child process must open its own with open_memory(...), "
+                "or be started with 'spawn'"
+            )
+
+    def close(self) -> None:
+        """Finish the batch in hand and close; what is left waits in the dirty set."""
+        if self._closing.is_set() or os.getpid() != self.pid:
+            return
+        self._closing.set()
+        self._wake.set()
+        atexit.unregister(self.close)
+        if self._indexer is not None:
+            self._indexer.join()
+        self._summaries.close()
+        self.workers.close()
+        if self.parts.store is not None:
+            self.parts.store.close()
+        self.parts.ledger.close()
+        self._release()
+
+
+class Memory:
+    """An open memory. Made by `open_memory`; closed by `close()` or by leaving its `with` block.
+
+    Every operation has an async twin: `flush` / `aflush`, and so on. Safe to use from any thread and any event loop.
+    """
+
+    def __init__(self, core: Core, *, on_close: Callable[[Core], None]) -> None:
+        self._core = core
+        self._on_close = on_close
+        self._closed = False
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self._core.parts.settings.path
+
+    @property
+    def settings(self) -> Settings:
+        return self._core.parts.settings
+
+    @property
+    def _workers(self) -> Workers:
+        self._core.check()
+        return self._core.workers
+
+    def _ready_parts(self) -> Parts:
+        self._core.check()
+        if self._closed:
+            raise ClosedError("this memory was closed; open it again with open_memory(...)")
+        return self._core.parts
+
+    def session(
+        self,
+        session_id: str | None = None,
+        *,
+        user_id: str | None = None,
+        agent_id: str | None = None,
+        tenant: str | None = None,
+        principal: str | None = None,
+    ) -> Session:
+        """A conversation. Cheap, no I/O; a new one comes into being with its first turn.
+
+        Args:
+            session_id: Its id, unique for its user; None makes a new one.
+            user_id: Whose it is; None means the memory's default user, or nobody: a chat of its own.
+            agent_id: Which agent writes, for `within="agent"`.
+            tenant: Keeps the users of one organisation from those of another.
+            principal: On whose behalf it is used, for the access policy; None is the application itself.
+        """
+        settings = self._ready_parts().settings
+        scope = Scope(
+            "default" if tenant is None else tenant,
+            settings.user_id if user_id is None else user_id,
+            uuid4().hex if session_id is None else session_id,
+            agent_id,
+        )
+        return Session(self, scope, principal=principal)
+
+    def sessions(self, *, user_id: str | None = None, tenant: str | None = None) -> list[SessionInfo]:
+        """A user's sessions, latest first; without a user, the sessions that have none."""
+        parts = self._ready_parts()
+        return parts.ledger.sessions(
+            tenant="default" if tenant is None else tenant,
+            user_id=parts.settings.user_id if user_id is None else user_id,
+        )
+
+    def count_tokens(self, messages: Messages) -> int:
+        """What *messages* would cost as a prompt, by the counter that `context` uses."""
+        return prompt_tokens(listed(messages), self._ready_parts().counter.count)
+
+    def stats(self, *, verify: bool = False) -> dict[str, Any]:
+        """Counts and states, for people and for monitoring. *verify* also checks the ledger's file, which reads all of it."""
+        parts = self._ready_parts()
+        found = {"path": str(self.path), **parts.ledger.totals(parked_at=PARKED)}
+        found["chroma"] = None if parts.store is None else parts.store.count()
+        found["embedder"] = parts.model_id
+        found["tokenizer"] = parts.counter.name
+        found["exact_tokens"] = parts.counter.exact
+        found["summarizer"] = parts.summarizer.name
+        for name in (
+            "added",
+            "embedded",
+            "folds",
+            "summarizer_calls",
+            "summarizer_fallbacks",
+            "search_without_vectors",
+        ):
+            found[name] = parts.tally[name]
+        found["last_error"] = parts.trouble
+        if verify:
+            found["integrity"] = parts.ledger.verify()
+        return found
+
+    def flush(self) -> None:
+        """Wait until everything added is indexed and every fold under way is done.
+
+        Raises:
+            IndexingError: The vector index can't be brought up to date; nothing is lost.
+        """
+        self._ready_parts()
+        self._core.flush()
+
+    def ready(self) -> None:
+        """Wait until the embedding model is loaded, so that the first search does not pay for it."""
+        self._ready_parts()
+        self._core.ready()
+
+    def reindex(self) -> None:
+        """Build the vector index anew from the ledger, without embedding anything again; parked entries get a new chance."""
+        self._ready_parts()
+        self._core.reindex()
+
+    def close(self) -> None:
+        """Close this handle; the last one on a folder closes it. Indexing that is left goes on when it is next opened."""
+        if not self._closed:
+            self._closed = True
+            self._on_close(self._core)
+
+    asessions = offload(sessions)
+    acount_tokens = offload(count_tokens)
+    astats = offload(stats)
+    areindex = offload(reindex)
+
+    async def aflush(self) -> None:
+        """Async twin of `flush`."""
+        await asyncio.to_thread(self.flush)  # it may wait long, and must not hold a storage worker
+
+    async def aready(self) -> None:
+        """Async twin of `ready`."""
+        await asyncio.to_thread(self.ready)
+
+    async def aclose(self) -> None:
+        """Async twin of `close`."""
+        await asyncio.to_thread(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"Memory({str(self.path)!r})"
+
+
+__all__ = ["Core", "Memory"]

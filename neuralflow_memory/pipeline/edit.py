@@ -1,0 +1,243 @@
+"""What is done to entries that are there: read, list, update, delete, set the window, clear."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from itertools import islice
+from typing import Any, Literal
+
+from ..errors import InputError, NotFound, QueryError
+from ..protocols import Record
+from ..rules.filters import parse
+from ..types import Entry, MemoryType, Message, Scope, microseconds, same_content, utc
+from .ingest import Messages, listed, take, turn
+from .parts import Parts
+
+_CHANGEABLE = frozenset({"content", "metadata", "tags", "category", "source", "importance", "expires_at"})
+
+
+def transcript(
+    parts: Parts,
+    scope: Scope,
+    *,
+    principal: str | None,
+    view: Literal["all", "window"] = "all",
+    last: int | None = None,
+) -> list[Message]:
+    """The session's turns in order: everything ever said, or the verbatim window."""
+    parts.authorize(principal, "read", scope)
+    if view not in ("all", "window"):
+        raise InputError(f"view must be 'all' or 'window', not {view!r:.80}")
+    if last is not None and (not isinstance(last, int) or last < 0):
+        raise InputError(f"last is a number of messages, not {last!r:.80}")
+    if last == 0:
+        return []
+    if view == "window":
+        with parts.resident(scope).lock:
+            found = list(parts.window(scope).entries)
+        return [e.message for e in (found if last is None else found[-last:])]
+    chosen = parts.ledger.select(scope, session_only=True, types=[MemoryType.SHORT_TERM], last=last)
+    return [e.message for e in chosen]
+
+
+def get(parts: Parts, scope: Scope, id: str, *, principal: str | None) -> Entry:
+    """The entry with this key, or this session's turn or this user's knowledge with this id; `NotFound` if there is none."""
+    parts.authorize(principal, "read", scope)
+    found = _find(parts, scope, id)
+    if found is None:
+        raise NotFound(
+            f"no entry {id!r:.80} in this scope; pass the id of a turn of this session, or an entry's key", id=id
+        )
+    return found
+
+
+def _find(parts: Parts, scope: Scope, id: str) -> Entry | None:
+    if not isinstance(id, str):
+        raise InputError(f"an entry is addressed by its id or key, not {id!r:.80}")
+    keys = [parts.ledger.key(scope, id=id, knowledge=True)]
+    if scope.session_id is not None:
+        keys.insert(0, parts.ledger.key(scope, id=id))
+    if len(id) == len(keys[0]) and set(id) <= set("0123456789abcdef"):
+        keys.append(id)
+    found = parts.ledger.by_keys(scope, keys)
+    return next((found[k] for k in keys if k in found), None)
+
+
+def select(
+    parts: Parts,
+    scope: Scope,
+    *,
+    principal: str | None,
+    within: Literal["user", "session"] = "user",
+    filter: Mapping[str, Any] | None = None,
+    types: Iterable[MemoryType] | None = None,
+    since: datetime | None = None,
+    after: str | None = None,
+    action: str = "read",
+) -> Iterator[Entry]:
+    """Entries of the user (or of the session) that fulfil the conditions, in the order they were written."""
+    parts.authorize(principal, action, scope)
+    condition = parse(filter)
+    start = get(parts, scope, after, principal=principal).number if after is not None else 0
+    if since is not None and not isinstance(since, datetime):
+        raise QueryError(f"since must be a datetime, not {since!r:.80}")
+    found = parts.ledger.select(
+        scope,
+        session_only=within == "session",
+        types=None if types is None else [MemoryType(t) for t in types],
+        since=None if since is None else microseconds(utc(since)),
+        after=start,
+    )
+    return (e for e in found if condition is None or condition.matches(e))
+
+
+def listing(parts: Parts, scope: Scope, *, principal: str | None, limit: int | None, **conditions: Any) -> list[Entry]:
+    return list(islice(select(parts, scope, principal=principal, **conditions), limit))
+
+
+def update(parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, principal: str | None) -> Entry:
+    """Write a new version of an entry; the host's own JSON of a turn goes when its content changes."""
+    parts.authorize(principal, "write", scope)
+    unknown = changes.keys() - _CHANGEABLE
+    if unknown or not changes:
+        raise InputError(
+            f"update() changes {', '.join(sorted(_CHANGEABLE))}; not {', '.join(sorted(unknown)) or 'nothing'}"
+        )
+    resident = parts.resident(scope)
+    with resident.lock:
+        before = get(parts, scope, id, principal=principal)
+        new = dict(changes)
+        if "tags" in new:
+            new["tags"] = tuple(new["tags"])
+        if new.get("expires_at") is not None:
+            new["expires_at"] = utc(new["expires_at"])
+        if not 0 <= new.get("importance", 0) <= 1:
+            raise InputError(f"importance is between 0 and 1, not {new['importance']!r}")
+        if "content" in new:
+            message = replace(before.message, content=new["content"], payload=None)
+            blocks = None if isinstance(message.content, str) else tuple(message.content)
+            new.update(content=message.text, blocks=blocks, payload=None, tokens=parts.count(message))
+        after = replace(before, **new, updated_at=parts.clock())
+        try:
+            record, session = parts.ledger.change(scope, parts.record(after))
+            if resident.index is not None:
+                resident.index.put(record.feature(session=session))
+            if before.scope.session_id is not None:
+                resident.forget_window(before.scope.session_id)
+        except BaseException:
+            resident.forget()
+            raise
+    parts.changed()
+    return record.entry
+
+
+def delete(
+    parts: Parts,
+    scope: Scope,
+    ids: str | Iterable[str] | None,
+    *,
+    principal: str | None,
+    filter: Mapping[str, Any] | None = None,
+    within: Literal["user", "session"] = "session",
+) -> int:
+    """Delete entries by id or key, or by filter; how many there were. Unknown ids raise `NotFound`, and nothing goes."""
+    parts.authorize(principal, "delete", scope)
+    if (ids is None) == (filter is None):
+        raise InputError("delete takes ids or a filter: pass one of them")
+    with parts.resident(scope).lock:
+        if ids is None:
+            doomed = list(select(parts, scope, principal=principal, within=within, filter=filter, action="delete"))
+        else:
+            doomed = [get(parts, scope, i, principal=principal) for i in ([ids] if isinstance(ids, str) else ids)]
+        return _drop(parts, scope, doomed)
+
+
+def clear(parts: Parts, scope: Scope, *, principal: str | None) -> int:
+    """Delete the session's turns and summaries; the user's knowledge stays."""
+    parts.authorize(principal, "delete", scope)
+    with parts.resident(scope).lock:
+        return _drop(parts, scope, list(parts.ledger.select(scope, session_only=True)))
+
+
+def _drop(parts: Parts, scope: Scope, doomed: Sequence[Entry]) -> int:
+    resident = parts.resident(scope)
+    try:
+        count = parts.ledger.drop(scope, doomed, now=microseconds(parts.clock()))
+        for entry in doomed:
+            if resident.index is not None:
+                resident.index.drop(entry.number)
+            if entry.scope.session_id is not None:
+                resident.forget_window(entry.scope.session_id)
+    except BaseException:
+        resident.forget()
+        raise
+    parts.changed()
+    return count
+
+
+def set_window(parts: Parts, scope: Scope, messages: Messages, *, principal: str | None) -> None:
+    """Make *messages* the window.
+
+    Turns that are matched, by id or else by the longest equal prefix, are kept as they are (or get a new version); the
+    others leave the window and stay in the transcript and in search.
+    """
+    parts.authorize(principal, "write", scope)
+    now = parts.clock()
+    wanted = listed(messages)
+    resident = parts.resident(scope)
+    with resident.lock:
+        current = list(parts.window(scope).entries)
+        kept = _matched(parts, scope, wanted, current, now=now)
+        try:
+            written = parts.ledger.set_window(scope, kept, now=microseconds(now))
+            resident.forget_window(scope.session_id or "")
+            session = parts.ledger.session_number(scope)
+            assert session is not None
+            take(parts, scope, written, session=session)
+        except BaseException:
+            resident.forget()
+            raise
+    parts.changed()
+
+
+def _matched(
+    parts: Parts, scope: Scope, wanted: Sequence[Message], current: Sequence[Entry], *, now: datetime
+) -> list[Entry | Record]:
+    ids = [m.id for m in wanted if m.id is not None]
+    if len(set(ids)) < len(ids):
+        twice = Counter(ids).most_common(1)[0][0]
+        raise InputError(f"the id {twice!r} stands for two messages; give each its own")
+    by_key = parts.ledger.by_keys(scope, [parts.ledger.key(scope, id=i) for i in ids])
+    by_id = {e.id: e for e in by_key.values()}
+    kept: list[Entry | Record] = []
+    prefix = True
+    for place, message in enumerate(wanted):
+        record = turn(parts, scope, message, now=now)
+        if message.id is not None:
+            before = by_id.get(message.id)
+        else:
+            before = current[place] if prefix and place < len(current) else None
+            if before is not None and (not same_content(before, record.entry) or before.id in by_id):
+                before = None
+        prefix = prefix and before is not None and place < len(current) and before.number == current[place].number
+        if before is None:
+            kept.append(record)
+        elif same_content(before, record.entry):
+            kept.append(before)
+        else:
+            changed = replace(
+                record.entry,
+                number=before.number,
+                seq=before.seq,
+                version=before.version,
+                created_at=before.created_at,
+                written_at=before.written_at,
+            )
+            kept.append(replace(record, entry=changed))
+    return kept
+
+
+__all__ = ["clear", "delete", "get", "listing", "select", "set_window", "transcript", "update"]

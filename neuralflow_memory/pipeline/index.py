@@ -1,0 +1,189 @@
+"""From the dirty set to the vector index: embed, keep the vectors, upsert, clear the mark if the version is unchanged.
+
+A mark names an entry and a version, not an operation: what is done is read from the entry's current state, so that order
+never matters and every step can be repeated after a crash.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._failpoints import failpoint
+from ..errors import EmbeddingError, StorageError
+from ..protocols import Dirty
+from ..rules.vectors import unit_rows
+from ..types import Entry, Scope, microseconds
+from .parts import Parts
+
+Vector = npt.NDArray[np.float32]
+
+BATCH = 256  # marks a pass; a pass is what a crash repeats
+EMBED_BATCH = 64  # texts a call of the embedder: bounds how long a search waits for its turn
+EMBED_NOW = 32  # pending entries of a scope that a search embeds on the spot
+MOST_ATTEMPTS = 5  # failures of one entry before it is parked
+PARKED = 1 << 62  # the `retry_at` of a parked mark
+_FIRST_DELAY = 0.2  # seconds, doubled with each failure
+
+
+def index_batch(parts: Parts) -> int:
+    """Bring one batch of marked entries into the vector index; how many marks were looked at.
+
+    Raises `StorageError` or `EmbeddingError` when nothing works at all; an entry that fails alone is postponed, and
+    parked after five failures.
+    """
+    marks = parts.ledger.claim(now=_now(), limit=BATCH)
+    if not marks:
+        return 0
+    failpoint("index.claimed")
+    try:
+        _index(parts, marks)
+    except (StorageError, EmbeddingError):
+        raise
+    except Exception as error:
+        # Anything an embedder may raise; the marks stay, and the entries are tried one by one.
+        _one_by_one(parts, marks, error)
+    return len(marks)
+
+
+def _now() -> int:
+    """Microseconds of the machine's clock: retries wait for real time, whatever clock dates the entries."""
+    return time.time_ns() // 1000
+
+
+def _one_by_one(parts: Parts, marks: Sequence[Dirty], error: Exception) -> None:
+    failed: list[tuple[Dirty, Exception]] = []
+    for mark in marks:
+        try:
+            _index(parts, [mark])
+        except StorageError:
+            raise
+        except Exception as reason:
+            failed.append((mark, reason))
+    if len(failed) == len(marks) > 1:
+        raise EmbeddingError(f"the embedder failed: {error}") from error
+    for mark, own in failed:
+        delay = _FIRST_DELAY * 2**mark.attempts
+        parked = mark.attempts + 1 >= MOST_ATTEMPTS
+        parts.ledger.postpone(
+            mark,
+            retry_at=PARKED if parked else _now() + int(delay * 1_000_000),
+            error=f"{type(own).__name__}: {own}",
+        )
+
+
+def _index(parts: Parts, marks: Sequence[Dirty]) -> None:
+    assert parts.store is not None
+    entries: dict[int, Entry] = {}
+    for _, group in groupby(sorted(marks, key=lambda m: m.number), key=lambda m: m.number >> 32):
+        own = list(group)
+        scope = parts.ledger.owner_scope(own[0].number)
+        if scope is not None:
+            entries.update(parts.ledger.by_numbers(scope, [m.number for m in own]))
+    vectors = embed(parts, list(entries.values()))
+    gone = [m.key for m in marks if m.number not in vectors]
+    if vectors:
+        _fit_store(parts, dimensions=len(next(iter(vectors.values()))))
+        live = [entries[number] for number in vectors]
+        parts.store.upsert(
+            [e.key for e in live],
+            np.stack(list(vectors.values())),
+            [e.content for e in live],
+            [_metadata(parts, e) for e in live],
+        )
+    if gone:
+        parts.store.delete(gone)
+    failpoint("index.upserted")
+    parts.ledger.clear_dirty([(m.number, m.version) for m in marks])
+    failpoint("index.cleared")
+
+
+def _fit_store(parts: Parts, *, dimensions: int) -> None:
+    """Start the vector index anew when it is empty-handed: a new one, one that lost its files, or one of another model."""
+    assert parts.store is not None
+    assert parts.model_id is not None
+    if parts.store.model_id != parts.model_id:
+        parts.store.reset(model_id=parts.model_id, dimensions=dimensions)
+        parts.ledger.mark_all()
+
+
+def _metadata(parts: Parts, entry: Entry) -> dict[str, str | int | float | bool]:
+    """What other clients of the collection can filter by. Times are integers: Chroma does not compare strings."""
+    scope = entry.scope
+    found: dict[str, str | int | float | bool | None] = {
+        "partition": parts.ledger.partition(scope),
+        "tenant": scope.tenant,
+        "user_id": scope.user_id,
+        "session_id": scope.session_id,
+        "agent_id": scope.agent_id,
+        "type": str(entry.type),
+        "role": entry.role,
+        "name": entry.name,
+        "seq": entry.seq,
+        "created_at_ms": microseconds(entry.created_at) // 1000,
+        "importance": entry.importance,
+        "category": entry.category,
+        "version": entry.version,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def embed_now(parts: Parts, scope: Scope) -> None:
+    """Embed what the scope has pending, unless that is much: then it is left to the background."""
+    resident = parts.resident(scope)
+    with parts.embedding:
+        with resident.lock:
+            index = resident.index
+            pending = [] if index is None else index.number[index.pending].tolist()
+        if not 0 < len(pending) <= EMBED_NOW:
+            return
+        _embed(parts, list(parts.ledger.by_numbers(scope, pending).values()))
+
+
+def embed(parts: Parts, entries: Sequence[Entry]) -> dict[int, Vector]:
+    """Unit vectors of *entries* by number, from the ledger where they are known; entries without words have none."""
+    found: dict[int, Vector] = {}
+    wordy = [e for e in entries if e.content.strip()]
+    for start in range(0, len(wordy), EMBED_BATCH):
+        with parts.embedding:
+            found.update(_embed(parts, wordy[start : start + EMBED_BATCH]))
+    return found
+
+
+def _embed(parts: Parts, entries: Sequence[Entry]) -> dict[int, Vector]:
+    assert parts.embedder is not None
+    assert parts.model_id is not None
+    ledger = parts.ledger
+    hashes = [ledger.content_hash(e.scope, text=e.content, model_id=parts.model_id) for e in entries]
+    known: dict[bytes, Vector] = {
+        digest: np.frombuffer(vector, np.float32) for digest, vector in ledger.cached_vectors(hashes).items()
+    }
+    texts = {digest: e.content for digest, e in zip(hashes, entries, strict=True) if digest not in known}
+    if texts:
+        vectors = unit_rows(parts.embedder.embed_documents(list(texts.values())), rows=len(texts))
+        parts.tally["embedded"] += len(texts)
+        known.update(zip(texts, vectors, strict=True))
+    failpoint("index.embedded")
+    if not entries:
+        return {}
+    model = ledger.model(parts.model_id, dimensions=len(known[hashes[0]]))
+    rows = [(e.number, e.version, h, known[h].tobytes()) for e, h in zip(entries, hashes, strict=True)]
+    by_owner = groupby(sorted(zip(entries, rows, strict=True), key=lambda p: p[0].number), lambda p: p[0].number >> 32)
+    for _, group in by_owner:
+        pairs = list(group)
+        resident: Any = parts.resident(pairs[0][0].scope)
+        with resident.lock:
+            kept = ledger.put_vectors(model, [row for _, row in pairs])
+            if resident.index is not None:
+                digests = {row[0]: row[2] for _, row in pairs}
+                resident.index.embed((number, known[digests[number]]) for number in kept)
+    failpoint("index.saved")
+    return {e.number: known[h] for e, h in zip(entries, hashes, strict=True)}
+
+
+__all__ = ["EMBED_NOW", "PARKED", "embed", "embed_now", "index_batch"]

@@ -1,0 +1,75 @@
+"""What the verbs work with: the parts of one open memory."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..config import Settings
+from ..protocols import AccessPolicy, Clock, Embedder, EntryStore, Ledger, Record, Summarizer, TokenCounter
+from ..rules.budget import message_tokens
+from ..rules.lexical import term_ids
+from ..security.access import authorize
+from ..types import Entry, Message, Scope
+from .resident import Resident, Residents, Window
+
+
+@dataclass(slots=True)
+class Parts:
+    """Built once by `settings.py`; every verb is given it first.
+
+    Attributes:
+        floor: The summarizer that needs no model, for when `summarizer` fails.
+        model_id: Names the embedder; None without one.
+        embedding: Held around `embed_documents`, which embedders serve one call at a time. Never taken under another lock.
+        changed: Called after a write that left dirty marks.
+        full: Called with the scope of a session whose window is over its limits.
+        tally: Counts of what happened since the memory was opened, for `stats()`.
+        trouble: The last failure of background work, for `stats()`.
+    """
+
+    settings: Settings
+    ledger: Ledger
+    store: EntryStore | None
+    embedder: Embedder | None
+    model_id: str | None
+    counter: TokenCounter
+    summarizer: Summarizer
+    floor: Summarizer
+    policy: AccessPolicy
+    clock: Clock
+    residents: Residents
+    changed: Callable[[], None] = lambda: None
+    full: Callable[[Scope], None] = lambda _: None
+    embedding: threading.Lock = field(default_factory=threading.Lock)
+    tally: Counter[str] = field(default_factory=Counter)
+    trouble: str | None = None
+
+    def authorize(self, principal: str | None, action: str, scope: Scope) -> None:
+        authorize(self.policy, principal, action=action, scope=scope)
+
+    def count(self, message: Message) -> int:
+        """What a message costs in a prompt."""
+        return message_tokens(message, self.counter.count)
+
+    def resident(self, scope: Scope) -> Resident:
+        return self.residents.of(scope)
+
+    def window(self, scope: Scope) -> Window:
+        """The session's window; hold its resident's lock."""
+        return self.residents.of(scope).window(scope, count=self.count)
+
+    def record(self, entry: Entry) -> Record:
+        """*entry* with what search needs of it."""
+        words, terms = searchable(entry)
+        return Record(entry, words, terms)
+
+
+def searchable(entry: Entry) -> tuple[int, bytes]:
+    """How many words an entry has, and its term ids: what the ledger keeps for full text."""
+    return len(entry.content.split()), term_ids(entry.content).astype("<u4").tobytes()
+
+
+__all__ = ["Parts", "searchable"]

@@ -1,0 +1,303 @@
+"""What is kept in RAM of an owner: the windows of its sessions, and what search reads. Loaded on first use, kept up
+to date by writes, bounded by bytes.
+
+Each resident has a lock that covers its owner's writes from the ledger's transaction to the change in RAM, so that
+the two never disagree. It is never held while embedding or calling an LLM.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from ..protocols import Feature, Ledger
+from ..rules.lexical import Postings
+from ..types import Entry, Message, Scope
+
+_FOREVER = np.iinfo(np.int64).max
+_WINDOWS = 256  # windows kept of one owner
+
+
+@dataclass(slots=True)
+class Window:
+    """A session's verbatim turns with their token counts, and the summary of what came before them."""
+
+    entries: list[Entry] = field(default_factory=list)
+    summary: Entry | None = None
+    session: int = 0
+    erase_epoch: int = 0
+    active_at: int = 0
+    tokens: int = 0
+    turns: int = 0
+    """Items: user turns, and what stands before the first."""
+
+    def append(self, entry: Entry) -> None:
+        if entry.role == "user" or not self.entries:
+            self.turns += 1
+        self.entries.append(entry)
+        self.tokens += entry.tokens
+
+    def take(self, entries: Iterable[Entry]) -> None:
+        """Hold *entries* instead of what was held."""
+        self.entries, self.tokens, self.turns = [], 0, 0
+        for entry in entries:
+            self.append(entry)
+
+    def messages(self) -> list[Message]:
+        return [e.message for e in self.entries]
+
+
+class ScopeIndex:
+    """What search reads of an owner's entries, as arrays with a row an entry.
+
+    Attributes (each of shape (rows,) unless said):
+        number, session, seq, created, expires: int64. `created` and `expires` in microseconds.
+        kind: int8, the entry's type by number. speaker, agent: object arrays. words: int32. importance: float32.
+        alive: bool. vectors: float32 of shape (rows, dimensions), zero where `embedded` is False.
+        postings: the full text.
+    """
+
+    _ARRAYS: tuple[tuple[str, Any], ...] = (
+        ("number", np.int64),
+        ("session", np.int64),
+        ("seq", np.int64),
+        ("kind", np.int8),
+        ("speaker", object),
+        ("agent", object),
+        ("created", np.int64),
+        ("expires", np.int64),
+        ("importance", np.float32),
+        ("words", np.int32),
+        ("alive", np.bool_),
+        ("embedded", np.bool_),
+    )
+    number: npt.NDArray[np.int64]
+    session: npt.NDArray[np.int64]
+    seq: npt.NDArray[np.int64]
+    kind: npt.NDArray[np.int8]
+    speaker: npt.NDArray[Any]
+    agent: npt.NDArray[Any]
+    created: npt.NDArray[np.int64]
+    expires: npt.NDArray[np.int64]
+    importance: npt.NDArray[np.float32]
+    words: npt.NDArray[np.int32]
+    alive: npt.NDArray[np.bool_]
+    embedded: npt.NDArray[np.bool_]
+
+    def __init__(self, features: Sequence[Feature], *, dimensions: int, vectors_in_ram: bool = True) -> None:
+        self.rows = len(features)
+        self._in_ram = vectors_in_ram
+        self.row_of: dict[int, int] = {f[0]: row for row, f in enumerate(features)}
+        for name, dtype in self._ARRAYS:
+            setattr(self, f"_{name}", np.zeros(max(64, self.rows), dtype))
+        self._vectors = np.zeros((max(64, self.rows) if dimensions else 0, dimensions), np.float32)
+        if features:
+            columns = list(zip(*features, strict=True))
+            for name, column in zip(
+                ("number", "session", "seq", "kind", "speaker", "agent", "created"), columns[:7], strict=True
+            ):
+                getattr(self, f"_{name}")[: self.rows] = column
+            self._expires[: self.rows] = [_FOREVER if e is None else e for e in columns[7]]
+            self._importance[: self.rows] = columns[8]
+            self._words[: self.rows] = columns[9]
+            self._alive[: self.rows] = True
+        blobs = [f[10] for f in features]
+        self.postings = Postings.build(
+            np.frombuffer(b"".join(blobs), np.uint32), np.array([len(b) // 4 for b in blobs], np.int64)
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        # The arrays have room to grow; what is shown of them ends at the last row.
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self, f"_{name}")[: self.rows]
+
+    @property
+    def vectors(self) -> npt.NDArray[np.float32]:
+        return self._vectors[: self.rows]
+
+    @property
+    def pending(self) -> npt.NDArray[np.bool_]:
+        """Entries with words whose vectors are not known yet; none where vectors are not held here."""
+        return self.alive & ~self.embedded & (self.words > 0) & self._in_ram
+
+    @property
+    def nbytes(self) -> int:
+        own = sum(getattr(self, f"_{name}").nbytes for name, _ in self._ARRAYS)
+        return int(own + self._vectors.nbytes + self.postings.nbytes + 100 * len(self.row_of))
+
+    def put(self, feature: Feature) -> None:
+        """Add an entry, or a new version of one (its vector is no longer known then)."""
+        number, ids = feature[0], np.frombuffer(feature[10], np.uint32)
+        row = self.row_of.get(number)
+        if row is None:
+            row = self.rows
+            if row == len(self._number):
+                self._grow()
+            self.rows += 1
+            self.row_of[number] = row
+            self.postings.append(ids)
+        else:
+            self.postings.replace(row, ids)
+            if len(self._vectors):
+                self._vectors[row] = 0
+        values = (*feature[:7], _FOREVER if feature[7] is None else feature[7], *feature[8:10], True, False)
+        for (name, _), value in zip(self._ARRAYS, values, strict=True):
+            getattr(self, f"_{name}")[row] = value
+
+    def drop(self, number: int) -> None:
+        row = self.row_of.get(number)
+        if row is not None:
+            self._alive[row] = self._embedded[row] = False
+            if len(self._vectors):
+                self._vectors[row] = 0
+            self.postings.remove(row)
+
+    def embed(self, vectors: Iterable[tuple[int, npt.NDArray[np.float32]]]) -> None:
+        """Take vectors (number, unit vector) of entries that are still here."""
+        if not self._in_ram:
+            return
+        for number, vector in vectors:
+            row = self.row_of.get(number)
+            if row is None or not self._alive[row]:
+                continue
+            if not len(self._vectors):
+                self._vectors = np.zeros((len(self._number), len(vector)), np.float32)
+            self._vectors[row] = vector
+            self._embedded[row] = True
+
+    def _grow(self) -> None:
+        size = 2 * len(self._number)
+        for name, dtype in self._ARRAYS:
+            old = getattr(self, f"_{name}")
+            new = np.zeros(size, dtype)
+            new[: self.rows] = old[: self.rows]
+            setattr(self, f"_{name}", new)
+        if len(self._vectors):
+            vectors = np.zeros((size, self._vectors.shape[1]), np.float32)
+            vectors[: self.rows] = self._vectors[: self.rows]
+            self._vectors = vectors
+
+
+class Resident:
+    """One owner's share of the RAM. Hold `lock` around any use of `index` and `window()`."""
+
+    def __init__(self, scope: Scope, ledger: Ledger) -> None:
+        self.lock = threading.RLock()
+        self._scope = scope
+        self._ledger = ledger
+        self._index: ScopeIndex | None = None
+        self._windows: OrderedDict[str, Window] = OrderedDict()
+
+    @property
+    def index(self) -> ScopeIndex | None:
+        """What search reads, if it has been loaded."""
+        return self._index
+
+    def load(self, model: tuple[int, int] | None, *, most_vectors: int) -> ScopeIndex:
+        """What search reads; *model* is (number, dimensions) of the embedding model, if there is one.
+
+        Beyond *most_vectors* entries the vectors stay out of RAM: the vector index answers for them.
+        """
+        if self._index is None:
+            owner = self._ledger.owner(self._scope)
+            features = [] if owner is None else self._ledger.features(owner)
+            in_ram = model is not None and len(features) <= most_vectors
+            dimensions = model[1] if model and in_ram else 0
+            index = ScopeIndex(features, dimensions=dimensions, vectors_in_ram=len(features) <= most_vectors)
+            if model is not None and owner is not None and in_ram:
+                index.embed((n, np.frombuffer(v, np.float32)) for n, v in self._ledger.vectors(owner, model[0]))
+            self._index = index
+        return self._index
+
+    def window(self, scope: Scope, *, count: Callable[[Message], int]) -> Window:
+        """The window of *scope*'s session."""
+        assert scope.session_id is not None
+        window = self._windows.get(scope.session_id)
+        if window is None:
+            stored = self._ledger.window(scope)
+            window = Window()
+            if stored is not None:
+                window.summary = stored.summary and _counted(stored.summary, count)
+                window.session, window.erase_epoch = stored.session, stored.erase_epoch
+                window.active_at = stored.active_at
+                window.take(_counted(e, count) for e in stored.entries)
+            self._windows[scope.session_id] = window
+            if len(self._windows) > _WINDOWS:
+                self._windows.popitem(last=False)
+        self._windows.move_to_end(scope.session_id)
+        return window
+
+    def forget(self) -> None:
+        """Drop everything: it is read anew from the ledger."""
+        self._index = None
+        self._windows.clear()
+
+    def forget_window(self, session_id: str) -> None:
+        self._windows.pop(session_id, None)
+
+    @property
+    def nbytes(self) -> int:
+        turns = sum(len(w.entries) for w in self._windows.values())
+        return (self._index.nbytes if self._index else 0) + 2000 * turns + 500
+
+
+class Residents:
+    """The residents of all owners: least recently used out first, when they hold more than *max_bytes*.
+
+    An owner has one resident as long as anybody holds it, so that its lock stays the only one.
+    """
+
+    def __init__(self, ledger: Ledger, *, max_bytes: int) -> None:
+        self._ledger = ledger
+        self._max_bytes = max_bytes
+        self._all: WeakValueDictionary[tuple[str, str | None, str | None], Resident] = WeakValueDictionary()
+        self._recent: OrderedDict[tuple[str, str | None, str | None], Resident] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, scope: Scope) -> Resident:
+        """The resident of the owner of *scope*."""
+        with self._lock:
+            resident = self._all.get(scope.owner)
+            if resident is None:
+                tenant, user, session = scope.owner
+                resident = self._all[scope.owner] = Resident(Scope(tenant, user, session), self._ledger)
+            self._recent[scope.owner] = resident
+            self._recent.move_to_end(scope.owner)
+            return resident
+
+    def known(self, scope: Scope) -> Resident | None:
+        """The resident of the owner of *scope* if it is in RAM; asking does not count as use."""
+        with self._lock:
+            return self._all.get(scope.owner)
+
+    def trim(self) -> None:
+        """Let go of what was not used lately, until the rest fits."""
+        with self._lock:
+            total = 0
+            for key, resident in reversed(list(self._recent.items())):
+                total += resident.nbytes
+                if total > self._max_bytes and len(self._recent) > 1 and key != next(reversed(self._recent)):
+                    del self._recent[key]
+
+    def forget(self) -> None:
+        """Drop everything of every owner."""
+        with self._lock:
+            residents = list(self._all.values())
+        for resident in residents:
+            with resident.lock:
+                resident.forget()
+
+
+def _counted(entry: Entry, count: Callable[[Message], int]) -> Entry:
+    return replace(entry, tokens=count(entry.message)) if entry.tokens < 0 else entry
+
+
+__all__ = ["Resident", "Residents", "ScopeIndex", "Window"]

@@ -1,0 +1,190 @@
+"""`search`: authorize, embed the question, score every entry of the scope, and walk down the ranking."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import QueryError, ScopeError
+from ..rules import ranking
+from ..rules.filters import parse
+from ..rules.lexical import term_ids
+from ..rules.vectors import unit_rows
+from ..types import TYPE_NUMBER, Hit, MemoryType, Scope, microseconds, utc
+from .index import embed_now
+from .parts import Parts
+from .resident import ScopeIndex
+
+Within = Literal["user", "session", "agent"]
+Row = npt.NDArray[np.bool_]
+
+LONGEST_QUERY = 10_000  # characters; an embedder reads the first few hundred words anyway
+MOST_IN_RAM = 50_000  # entries; above, the vector index answers for the dense part
+_FROM_INDEX = 200  # candidates that the vector index is asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a hit must fulfil beside being relevant."""
+
+    types: Iterable[MemoryType] | None = None
+    filter: Mapping[str, Any] | None = None
+    since: datetime | str | None = None
+    until: datetime | str | None = None
+    within: Within | None = None
+
+
+def search(
+    parts: Parts, scope: Scope, query: str, *, principal: str | None, k: int, conditions: Conditions
+) -> list[Hit]:
+    """The *k* best entries of the scope for *query*, best first."""
+    if not isinstance(query, str) or not query.strip():
+        raise QueryError("the query is empty: say what to look for")
+    if len(query) > LONGEST_QUERY:
+        raise QueryError(
+            f"the query has {len(query)} characters; pass the part that asks, at most {LONGEST_QUERY} characters"
+        )
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+        raise QueryError(f"k is a number of hits, at least 1, not {k!r:.80}")
+    hits = ranked(parts, scope, query, principal=principal, conditions=conditions)
+    return [hit for hit, _ in zip(hits, range(k), strict=False)]
+
+
+def ranked(parts: Parts, scope: Scope, query: str, *, principal: str | None, conditions: Conditions) -> Iterator[Hit]:
+    """Every entry that fulfils *conditions*, best first. What is not relevant at all is left out."""
+    parts.authorize(principal, "read", scope)
+    condition = parse(conditions.filter)
+    session = _session(parts, scope, conditions.within)
+    resident = parts.resident(scope)
+    with resident.lock:
+        index = resident.load(_model(parts), most_vectors=MOST_IN_RAM)
+        rows, pending = index.rows, bool(index.pending.any())
+    parts.residents.trim()
+    if not rows:
+        return
+    question = _question(parts, scope, query, pending=pending)
+    near = _near(parts, scope, question) if rows > MOST_IN_RAM else None
+    with resident.lock:
+        index = resident.load(_model(parts), most_vectors=MOST_IN_RAM)
+        allowed = _allowed(parts, scope, index, conditions, session=session)
+        signals = _signals(index, query, question, near)
+        scores = ranking.combine(signals, ranking.Weights())
+        allowed &= scores > 0
+        numbers = index.number.copy()
+    for top in _tops(scores, allowed):
+        found = parts.ledger.by_numbers(scope, numbers[top].tolist())
+        for row in top:
+            entry = found.get(int(numbers[row]))
+            if entry is not None and (condition is None or condition.matches(entry)):
+                yield Hit(
+                    entry,
+                    float(min(1.0, scores[row])),
+                    {name: round(float(values[row]), 4) for name, values in signals.items()},
+                )
+
+
+def _tops(scores: ranking.Scores, allowed: Row) -> Iterator[npt.NDArray[np.int64]]:
+    """The ranking in pieces that grow, so that the first hits cost little and a rare filter is not slow."""
+    size, given = 64, 0
+    total = int(allowed.sum())
+    while given < total:
+        rows = ranking.best(scores, allowed, k=min(total, given + size))
+        yield rows[given:]
+        given, size = len(rows), size * 4
+
+
+def _session(parts: Parts, scope: Scope, within: Within | None) -> int | None:
+    """The session to stay in, None for the whole owner."""
+    if within not in (None, "user", "session", "agent"):
+        raise QueryError(f"within must be 'user', 'session' or 'agent', not {within!r:.80}")
+    if within == "user" and scope.user_id is None:
+        raise ScopeError("within='user' needs a user: open the session with user_id=...")
+    if within == "agent" and scope.agent_id is None:
+        raise ScopeError("within='agent' needs an agent: open the session with agent_id=...")
+    if within != "session":
+        return None
+    return parts.ledger.session_number(scope) or -1
+
+
+def _model(parts: Parts) -> tuple[int, int] | None:
+    """Number and dimensions of the embedding model, None until it has embedded something."""
+    if parts.model_id is None:
+        return None
+    for name, dimensions in parts.ledger.models():
+        if name == parts.model_id:
+            return parts.ledger.model(name, dimensions=dimensions), dimensions
+    return None
+
+
+def _allowed(parts: Parts, scope: Scope, index: ScopeIndex, conditions: Conditions, *, session: int | None) -> Row:
+    allowed: Row = index.alive & (index.expires > microseconds(parts.clock()))
+    if session is not None:
+        allowed &= index.session == session
+    if conditions.within == "agent":
+        allowed &= index.agent == scope.agent_id
+    if conditions.types is not None:
+        allowed &= np.isin(index.kind, [TYPE_NUMBER[MemoryType(t)] for t in conditions.types])
+    if conditions.since is not None:
+        allowed &= index.created >= _time(conditions.since, "since")
+    if conditions.until is not None:
+        allowed &= index.created <= _time(conditions.until, "until")
+    return allowed
+
+
+def _time(value: datetime | str, name: str) -> int:
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise QueryError(
+                f"{name} must be a datetime or an ISO time such as 2026-05-03, not {value!r:.80}"
+            ) from None
+    if not isinstance(value, datetime):
+        raise QueryError(f"{name} must be a datetime or an ISO time such as 2026-05-03, not {value!r:.80}")
+    return microseconds(utc(value))
+
+
+def _question(parts: Parts, scope: Scope, query: str, *, pending: bool) -> npt.NDArray[np.float32] | None:
+    """The question's vector, with what the scope has pending embedded first. None, and words alone, if that fails."""
+    if parts.embedder is None:
+        return None
+    try:
+        if pending:
+            embed_now(parts, scope)
+        vector: npt.NDArray[np.float32] = unit_rows([parts.embedder.embed_query(query)], rows=1)[0]
+        return vector
+    except Exception as error:  # whatever an embedder raises: the words still answer
+        parts.tally["search_without_vectors"] += 1
+        warnings.warn(f"searching by words alone: the embedder failed ({error})", RuntimeWarning, stacklevel=2)
+        return None
+
+
+def _near(parts: Parts, scope: Scope, question: npt.NDArray[np.float32] | None) -> dict[int, float]:
+    """The dense part from the vector index: similarity by entry number, existence checked against the ledger."""
+    if parts.store is None or question is None:
+        return {}
+    found = dict(parts.store.query(question, partition=parts.ledger.partition(scope), k=_FROM_INDEX))
+    return {e.number: found[key] for key, e in parts.ledger.by_keys(scope, list(found)).items()}
+
+
+def _signals(
+    index: ScopeIndex, query: str, question: npt.NDArray[np.float32] | None, near: dict[int, float] | None
+) -> dict[str, ranking.Scores]:
+    signals = {"lexical": ranking.relative(index.postings.bm25(term_ids(query), alive=index.alive))}
+    if near is not None:
+        dense = np.zeros(index.rows, np.float32)
+        for number, similarity in near.items():
+            dense[index.row_of[number]] = max(0.0, similarity)
+        signals["dense"] = dense
+    elif question is not None and len(index.vectors):
+        signals["dense"] = np.maximum(index.vectors @ question, 0.0)
+    return signals
+
+
+__all__ = ["Conditions", "Within", "ranked", "search"]

@@ -1,0 +1,131 @@
+"""What messages cost, and which of them fit: the arithmetic of the token budget.
+
+A message costs its text, its name, its tool calls with their arguments as JSON, an estimate for each part that is not
+text, and a fixed overhead. The sum is additive, so that a window's cost is kept up to date instead of counted again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..types import Message
+
+Count = Callable[[str], int]
+
+MESSAGE_OVERHEAD = 4
+"""Tokens around a message: three of framing and its role (OpenAI's chat format; other vendors' are smaller)."""
+NAME_OVERHEAD = 1
+CALL_OVERHEAD = 4
+"""Tokens around one tool call: its braces, keys and quotes."""
+REPLY_OVERHEAD = 3
+"""Tokens that prime the reply, once a prompt."""
+MEDIA_TOKENS = 256
+"""Estimate for an image, a sound, a video or a file: what Gemini charges for a small image (258)."""
+
+_MEDIA = frozenset({"image", "image_url", "audio", "input_audio", "video", "file", "document"})
+
+
+def message_tokens(message: Message, count: Count) -> int:
+    """What *message* costs in a prompt, everything counted."""
+    total = MESSAGE_OVERHEAD
+    if isinstance(message.content, str):
+        total += count(message.content) if message.content else 0
+    else:
+        total += sum(_block_tokens(b, count) for b in message.content)
+    if message.name:
+        total += NAME_OVERHEAD + count(message.name)
+    for call in message.tool_calls:
+        total += CALL_OVERHEAD + count(call.id) + count(call.name) + count(_json(call.args))
+    if message.tool_call_id:
+        total += count(message.tool_call_id)
+    return total
+
+
+def prompt_tokens(messages: Iterable[Message], count: Count) -> int:
+    """What *messages* cost together, as a prompt."""
+    return REPLY_OVERHEAD + sum(message_tokens(m, count) for m in messages)
+
+
+def _block_tokens(block: Any, count: Count) -> int:
+    if block["type"] == "text":
+        return count(str(block.get("text") or ""))
+    if block["type"] in _MEDIA:
+        return MEDIA_TOKENS
+    return count(_json(block))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Messages that stand or fall together: one message, or a tool call with all of its results.
+
+    `rows` are indexes into the sequence that was split. `broken` says why a unit can never be sent.
+    """
+
+    rows: tuple[int, ...]
+    broken: str | None = None
+
+
+def units(messages: Sequence[Message]) -> list[Unit]:
+    """Split *messages* into units, ordered by their first message.
+
+    A call without all of its results, a result without its call, and a second result of one call are broken: a provider
+    refuses a prompt that holds one.
+    """
+    results: dict[str, int] = {}
+    caller: dict[str, int] = {}
+    found: list[Unit] = []
+    for row, message in enumerate(messages):
+        for call in message.tool_calls:
+            caller[call.id] = row  # an id used again belongs to the newer call
+        if message.role == "tool":
+            call_id = message.tool_call_id or ""
+            if call_id not in caller:
+                found.append(Unit((row,), "a tool result whose call is not in the window"))
+            elif results.get(call_id, -1) > caller[call_id]:
+                found.append(Unit((row,), "a second result of one tool call"))
+            else:
+                results[call_id] = row
+    answered: set[int] = set()
+    for row, message in enumerate(messages):
+        if message.role == "tool":
+            continue
+        if not message.tool_calls:
+            found.append(Unit((row,)))
+            continue
+        own = [c.id for c in message.tool_calls]
+        rows = [results[c] for c in own if caller[c] == row and c in results and results[c] > row]
+        answered.update(rows)
+        whole = len(rows) == len(set(own)) == len(own)
+        found.append(Unit((row, *sorted(rows)), None if whole else "a tool call without all of its results"))
+    placed = {r for u in found for r in u.rows}
+    found.extend(
+        Unit((row,), "a tool result whose call was used again")
+        for row, m in enumerate(messages)
+        if m.role == "tool" and row not in placed
+    )
+    return sorted(found, key=lambda u: u.rows[0])
+
+
+def items(messages: Sequence[Message]) -> list[int]:
+    """Where items start: at each user turn, and at 0 for what stands before the first."""
+    starts = [row for row, m in enumerate(messages) if m.role == "user"]
+    return starts if not messages or (starts and starts[0] == 0) else [0, *starts]
+
+
+__all__ = [
+    "MEDIA_TOKENS",
+    "MESSAGE_OVERHEAD",
+    "REPLY_OVERHEAD",
+    "Unit",
+    "items",
+    "message_tokens",
+    "prompt_tokens",
+    "units",
+]

@@ -1,0 +1,481 @@
+"""Full text for many languages: words to terms, terms to 32-bit ids, ids to BM25 scores, all in this process."""
+
+from __future__ import annotations
+
+import re
+import threading
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+
+Ids = npt.NDArray[np.uint32]
+
+VERSION = 1
+"""Of the rules in this file. Stored term ids of another version (or of another snowballstemmer release) don't
+match today's words: whoever stores ids stores both beside them and makes the ids anew when either changes."""
+
+MAX_WORD = 64
+"""Characters; what is longer is cut. Keeps a pasted key or a base64 line from filling the caches."""
+
+
+def _words(listed: str) -> frozenset[str]:
+    return frozenset(listed.split())
+
+
+STOP_WORDS = _words(
+    """a about after again all also am an and any are as at be because been before being both but by can could did do
+    does doing done down each few for from further get got had has have having he her here hers herself him himself his
+    how i if in into is it its itself just let me more most my myself no nor not now of off on once only or other our
+    ours out over own same she should so some such than that the their theirs them themselves then there these they this
+    those through to too under until up us very was we were what when where which while who whom whose why will with
+    would you your yours yourself dont didnt doesnt cant im ive thats"""
+)
+"""English function words; they carry no content and are dropped from every text."""
+
+_FUNCTION_WORDS = {
+    language: _words(listed)
+    for language, listed in {
+        "german": """aber auch auf aus bei das dass dem der des ein eine einen einer es für habe haben hat ich ihr ist
+            kann mein meine mich mir mit nach nicht noch oder schon sich sie sind über um und uns vom von wann warum wenn
+            werden wie wir wird wo wurde zu zum zur""",
+        "french": """au aux avec ce ces cette dans de des du elle est et il ils je la le les leur lui mais mes mon ma
+            nous où par pas pour quand que quel quelle qui sa ses sont suis sur très tu un une vous""",
+        "spanish": """al como con cuando cuándo de del donde dónde el ella es ese esta está este ha hay la las lo los
+            más mi mis muy nos para pero por porque que qué quién se son su sus tengo también un una y ya yo""",
+        "portuguese": """ao aos as com como da das de do dos e ela ele em essa esse está eu foi isso mais mas meu minha
+            muito na nas não no nos os ou para pela pelo por quando que quem são se seu sua também tem um uma você""",
+        "italian": """al alla anche che chi come con cosa da dal dalla degli dei del della delle di dove e è gli ha ho il
+            io la le lo ma mi mia mio nel nella non per perché più quando questo si sono sua sul sulla suo un una""",
+        "dutch": """aan als bij dat de deze die dit een en er geen haar heb hebben heeft het hij ik is je kan maar
+            met mijn naar niet nog om ons ook op uit van voor waar wanneer wat wel wij ze zijn zij""",
+        "swedish": """att av de den det din du där efter en ett från för har hur hon inte jag kan med men mig min mitt
+            när och om på sig som så till under var varför vad vi är""",
+        "danish": """af at de den der det din du efter en et fra for har hun hvad hvor hvordan hvornår ikke jeg kan med
+            men mig min mitt mit når og om på seg sig som så til var vi er""",
+    }.items()
+}
+# Norwegian shares its function words with Danish and is stemmed as it: on both sides alike, which is what counts.
+
+_ALL_FUNCTION_WORDS: frozenset[str] = frozenset().union(*_FUNCTION_WORDS.values())
+
+_SCRIPTS = {
+    "LATIN": "english",
+    "CYRILLIC": "russian",
+    "ARABIC": "arabic",
+    "GREEK": "greek",
+    "DEVANAGARI": "hindi",
+    "TAMIL": "tamil",
+    "ARMENIAN": "armenian",
+}
+
+_UNACCENTED = frozenset({"english", "greek", *_FUNCTION_WORDS})
+"""Whose stems lose their accents, as people type them with and without."""
+
+_HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+# Scripts written without spaces, and Hangul, whose particles cling to the word: Thai, Lao, Myanmar, Khmer, kana.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3031-\u3035\u3041-\u312f\u31a0-\u31ff\uac00-\ud7af"
+_MARK_BLOCKS = (range(0x300, 0x1CFF), range(0x1DC0, 0x2100), range(0xA66F, 0xABFF), range(0xFE20, 0xFE30))
+# Python's \w leaves out combining marks, which would cut every Devanagari word at its vowels.
+_MARKS = "".join(chr(c) for block in _MARK_BLOCKS for c in block if unicodedata.category(chr(c))[0] == "M")
+_LETTERS = rf"[^\W_{_HAN}{_UNSPACED}]+(?:[{_MARKS}]+[^\W_{_HAN}{_UNSPACED}]*)*"
+_NUMBER = r"\d+(?:[.,]\d+)+"
+_ASCII_PIECE = re.compile(rf"{_NUMBER}|[a-z0-9]+(?:'[a-z]+)*")
+_PIECE = re.compile(rf"{_NUMBER}|{_LETTERS}(?:'{_LETTERS})*|[{_HAN}{_UNSPACED}]+")
+_UNSPACED_RUN = re.compile(f"[{_HAN}{_UNSPACED}]")
+_HAN_CHARACTER = re.compile(f"[{_HAN}]")
+_THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_DECIMAL = re.compile(r"\d+\.\d+")
+_ENDING = re.compile(r"'(?:s|re|ve|ll|d|m)$")
+# Curly apostrophes are apostrophes; soft hyphens and joiners are no part of a word; Russian writes ё or е at will.
+_SPELLING = {0x2019: "'", 0x02BC: "'", 0xAD: None, 0x200D: None, 0xFEFF: None, 0x451: 0x435, 0x401: 0x415}
+
+_stemmers: dict[str, Any] = {}
+_stemming = threading.Lock()  # a stemmer keeps the word it works on in itself
+
+
+def tokens(text: str) -> list[str]:
+    """Return the terms of *text* in order, with repeats: what is indexed, and what a query is made of.
+
+    Words are normalized (NFKC, case folded), stemmed and stripped of accents; English function words are dropped.
+    A word's stem follows from its script: Cyrillic is stemmed as Russian, Latin as English, and so on, so that a word
+    finds itself whatever surrounds it. A text that is surely German, French, ... (at least two of that language's
+    function words, more than of any other) yields each word's stem in that language too, where it differs: there a
+    word also finds its other forms, and a query too short to tell its language still meets the first form.
+
+    Text without spaces between words (Chinese, Japanese, Korean, Thai, ...) becomes pairs of neighbouring characters,
+    and single Han characters besides, as many are words by themselves. Decimals stay whole ("3.5"), thousands lose
+    their commas, dates fall into their parts.
+    """
+    pieces, language = _pieces(text)
+    terms: list[str] = []
+    for piece in pieces:
+        terms += _forms(piece, language) if _is_word(piece) else _terms(piece, language)
+    return terms
+
+
+def term_ids(text: str, *, key: bytes = b"") -> Ids:
+    """Return the tokens of *text* as 32-bit ids, in order with repeats, shape (number of tokens,).
+
+    An id is the token's BLAKE2b digest of four bytes, keyed by *key* (at most 64 bytes) where the index must not tell
+    the words. Ids and not strings are stored because they are small, need no vocabulary table to be written
+    beside them, and say nothing of the text without the key. Two given terms share an id with odds of
+    1 in 4.3 billion; a query term meets a false match among a user's 50,000 distinct terms once in 86,000 queries, and
+    then only gains that document one term's score.
+    """
+    pieces, language = _pieces(text)
+    ids: list[int] = []
+    for piece in pieces:
+        if _is_word(piece):
+            ids += _form_ids(piece, language, key)
+        else:
+            ids += [_id(term, key) for term in _terms(piece, language)]
+    return np.array(ids, dtype=np.uint32)
+
+
+def _pieces(text: str) -> tuple[list[str], str]:
+    """Return the words, numbers and unspaced runs of *text*, normalized, and its language."""
+    if text.isascii():
+        pieces = _ASCII_PIECE.findall(text.lower())
+    else:
+        folded = unicodedata.normalize("NFKC", text.translate(_SPELLING)).casefold()
+        pieces = _PIECE.findall(unicodedata.normalize("NFKC", folded))
+    return pieces, _language(pieces)
+
+
+def _is_word(piece: str) -> bool:
+    """Whether *piece* is likely to be met again, and so belongs into the caches."""
+    return len(piece) <= MAX_WORD and (piece.isascii() or not _UNSPACED_RUN.match(piece))
+
+
+@lru_cache(maxsize=1 << 15)
+def _form_ids(piece: str, language: str, key: bytes) -> tuple[int, ...]:
+    return tuple(_id(term, key) for term in _forms(piece, language))
+
+
+@lru_cache(maxsize=1 << 16)
+def _id(token: str, key: bytes) -> int:
+    return int.from_bytes(blake2b(token.encode(), digest_size=4, key=key).digest(), "little")
+
+
+def _language(pieces: Iterable[str]) -> str:
+    """Return the language, other than English, that a text surely is in; else an empty string."""
+    words = frozenset(pieces)
+    foreign = words & _ALL_FUNCTION_WORDS
+    if len(foreign) < 2:
+        return ""
+    counts = sorted(((len(foreign & known), name) for name, known in _FUNCTION_WORDS.items()), reverse=True)
+    (best, name), (second, _) = counts[:2]
+    sure = best >= 2 and best > second and best > len(words & STOP_WORDS - _FUNCTION_WORDS[name])
+    return name if sure else ""
+
+
+def _terms(piece: str, language: str) -> Sequence[str]:
+    """Return the terms of a number, a word (with its apostrophes) or an unspaced run."""
+    if _UNSPACED_RUN.match(piece):
+        return _pairs(piece)
+    if piece[0].isdigit() and ("." in piece or "," in piece):
+        if _THOUSANDS.fullmatch(piece):
+            return (piece.replace(",", "")[:MAX_WORD],)
+        numbers = [piece] if _DECIMAL.fullmatch(piece) else re.split("[.,]", piece)
+        return tuple(number[:MAX_WORD] for number in numbers)
+    if piece.endswith("n't"):
+        return ()
+    words = [w[:MAX_WORD] for w in _ENDING.sub("", piece).split("'") if w not in STOP_WORDS]
+    return tuple(form for word in words for form in _stems(word, language))
+
+
+@lru_cache(maxsize=1 << 15)
+def _forms(piece: str, language: str) -> tuple[str, ...]:
+    return tuple(_terms(piece, language))
+
+
+def _stems(word: str, language: str) -> tuple[str, ...]:
+    script = unicodedata.name(word[0], "").partition(" ")[0]
+    own = _stem(word, _SCRIPTS.get(script, ""))
+    other = _stem(word, language) if script == "LATIN" else own
+    return (own,) if not language or own == other else (own, other)
+
+
+def _stem(word: str, language: str) -> str:
+    if not language:
+        return word
+    with _stemming:
+        if language not in _stemmers:
+            # Its own classes: snowballstemmer.stemmer() would switch to PyStemmer, with other stems, where installed.
+            module = import_module(f"snowballstemmer.{language}_stemmer")
+            _stemmers[language] = getattr(module, f"{language.title()}Stemmer")()
+        stem = str(_stemmers[language].stemWord(word)) or word
+    return stem if stem.isascii() or language not in _UNACCENTED else _without_accents(stem)
+
+
+def _without_accents(word: str) -> str:
+    plain = "".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c))
+    return unicodedata.normalize("NFC", plain) or word
+
+
+def _pairs(run: str) -> list[str]:
+    if len(run) == 1:
+        return [run]
+    terms = []
+    for i, character in enumerate(run):
+        if _HAN_CHARACTER.match(character):
+            terms.append(character)
+        if i + 1 < len(run):
+            terms.append(run[i : i + 2])
+    return terms
+
+
+class Postings:
+    """An inverted index in RAM over documents 0..n-1, each a sequence of term ids, with BM25 over the live ones.
+
+    Terms of documents that were there at `build` lie in arrays sorted by (term, document); later ones in a dict
+    that is merged into the arrays when it outgrows a sixteenth of them. Not safe for concurrent use: the
+    owner holds a lock.
+    """
+
+    merge_at = 4096
+    """Loose postings below which nothing is merged, however small the arrays are."""
+
+    def __init__(self) -> None:
+        self._ids: Ids = np.zeros(0, np.uint32)
+        """Terms of all documents, one after the other, and room to grow; removed ones are zeroed."""
+        self._used = 0
+        self._starts = np.zeros(0, np.int64)
+        self._lengths = np.zeros(0, np.int64)
+        self._live = np.zeros(0, np.bool_)
+        self._packed = np.zeros(0, np.bool_)
+        """Per document: whether its terms are those in the arrays below."""
+        self._n = 0
+        self._live_count = 0
+        self._live_length = 0
+        self._terms: Ids = np.zeros(0, np.uint32)
+        self._bounds = np.zeros(1, np.int64)
+        self._docs = np.zeros(0, np.int32)
+        self._counts = np.zeros(0, np.float32)
+        self._tail: dict[int, dict[int, int]] = {}
+        self._late = 0
+        """Postings in the tail."""
+        self._stale = 0
+        """Postings in the arrays that no longer count."""
+
+    @classmethod
+    def build(cls, ids: Ids, lengths: npt.ArrayLike) -> Postings:
+        """Index documents given as one array of *ids* and the *lengths* of the documents in it, in order.
+
+        Raises:
+            InputError: The lengths don't add up to the number of ids.
+        """
+        sizes = np.asarray(lengths, dtype=np.int64)
+        if sizes.sum() != len(ids) or (sizes < 0).any():
+            raise InputError(f"{len(ids)} term ids can't be cut into documents of {sizes.sum()} in all: index anew")
+        index = cls()
+        index._ids, index._used = np.array(ids, dtype=np.uint32), len(ids)
+        index._n = index._live_count = len(sizes)
+        index._starts, index._lengths = np.cumsum(sizes) - sizes, sizes.copy()
+        index._live, index._packed = np.ones(len(sizes), np.bool_), np.ones(len(sizes), np.bool_)
+        index._live_length = len(ids)
+        keys = _keys(index._ids, np.repeat(np.arange(len(sizes), dtype=np.uint64), sizes))
+        keys.sort()
+        first = _firsts(keys)
+        index._pack(keys[first], np.diff(first, append=len(keys)))
+        return index
+
+    def __len__(self) -> int:
+        """Documents ever given a number, removed ones included: the length of `bm25`'s result."""
+        return self._n
+
+    @property
+    def nbytes(self) -> int:
+        """RAM held, in bytes; the tail is estimated at 120 bytes a posting."""
+        documents = self._ids.nbytes + self._starts.nbytes + self._lengths.nbytes + self._live.nbytes
+        arrays = self._terms.nbytes + self._bounds.nbytes + self._docs.nbytes + self._counts.nbytes
+        return documents + self._packed.nbytes + arrays + 120 * self._late
+
+    def ids_of(self, doc: int) -> Ids:
+        """Return a copy of the term ids of *doc* in their order; empty if it was removed."""
+        start = self._starts[self._check(doc)]
+        return self._ids[start : start + self._lengths[doc]].copy()
+
+    def append(self, ids: Ids | Sequence[int]) -> int:
+        """Index one more document and return its number."""
+        array = np.asarray(ids, dtype=np.uint32)
+        doc = self._n
+        self._n += 1
+        if doc == len(self._live):
+            for name in ("_starts", "_lengths", "_live", "_packed"):
+                setattr(self, name, _grown(getattr(self, name), doc + 1))
+        self._put(doc, array)
+        return doc
+
+    def replace(self, doc: int, ids: Ids | Sequence[int]) -> None:
+        """Give *doc* other terms; a removed one lives again."""
+        array = np.asarray(ids, dtype=np.uint32)  # before anything is taken out: it raises for what is no id
+        self.remove(doc)
+        self._put(doc, array)
+
+    def remove(self, doc: int) -> None:
+        """Take *doc* out of every score and count; its number is not given again. Removing twice is no error.
+
+        Its terms in order are overwritten at once; its postings, no longer read, go with the next merge.
+        """
+        if not self._live[self._check(doc)]:
+            return
+        start, length = int(self._starts[doc]), int(self._lengths[doc])
+        distinct = set(self._ids[start : start + length].tolist())
+        if self._packed[doc]:
+            self._stale += len(distinct)
+        else:
+            self._late -= len(distinct)
+            for term in distinct:
+                del self._tail[term][doc]
+                if not self._tail[term]:
+                    del self._tail[term]
+        self._ids[start : start + length] = 0
+        self._live[doc] = self._packed[doc] = False
+        self._lengths[doc] = 0
+        self._live_count -= 1
+        self._live_length -= length
+        self._tidy()
+
+    def bm25(
+        self,
+        query_ids: Ids | Sequence[int],
+        *,
+        alive: npt.NDArray[np.bool_] | None = None,
+        k1: float = 1.2,
+        b: float = 0.75,
+    ) -> npt.NDArray[np.float32]:
+        """Score every document against the distinct terms of a query (Robertson and Zaragoza 2009, with Lucene's idf).
+
+        Sum over terms of ln(1 + (N - df + 0.5) / (df + 0.5)) * tf (k1 + 1) / (tf + k1 (1 - b + b len / avglen)).
+
+        Args:
+            query_ids: Ids of the query's terms; repeats count once.
+            alive: Shape (n,); documents outside it score 0 and count neither in N nor in df nor in avglen.
+            k1: How slowly repeats of a term saturate.
+            b: How far long documents are marked down, 0..1.
+
+        Returns:
+            Scores of shape (n,), 0 for documents that match nothing or were removed.
+        """
+        terms = np.unique(np.asarray(query_ids, dtype=np.uint32))
+        if alive is not None and alive.shape != (self._n,):
+            raise InputError(f"alive has shape {alive.shape}; give one flag for each of the {self._n} documents")
+        docs, counts, which = self._postings(terms, alive)
+        if alive is None:
+            number, total = self._live_count, self._live_length
+        else:
+            number = int(np.count_nonzero(alive & self._live[: self._n]))
+            total = int(self._lengths[: self._n][alive].sum())
+        if not len(docs):
+            return np.zeros(self._n, np.float32)
+        df = np.bincount(which, minlength=len(terms))
+        idf = np.log1p((number - df + 0.5) / (df + 0.5))
+        norm = k1 * (1 - b) + (k1 * b * number / total) * self._lengths[docs]
+        gains = idf[which] * (counts * (k1 + 1) / (counts + norm))
+        return np.bincount(docs, weights=gains, minlength=self._n).astype(np.float32)
+
+    def _postings(
+        self, terms: Ids, alive: npt.NDArray[np.bool_] | None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Return documents, frequencies, and the term's place in *terms*, of all live postings of *terms*."""
+        places = np.searchsorted(self._terms, terms)
+        known = np.flatnonzero(np.take(self._terms, places, mode="clip") == terms) if len(self._terms) else places[:0]
+        parts = [slice(*self._bounds[p : p + 2].tolist()) for p in places[known]]
+        late = [(i, self._tail[t]) for i, t in enumerate(terms.tolist()) if t in self._tail]
+        packed = sum(p.stop - p.start for p in parts)
+        docs = np.empty(packed + sum(len(found) for _, found in late), np.int64)
+        counts, which = np.empty(len(docs), np.float32), np.empty(len(docs), np.int64)
+        end = 0
+        for i, part in zip(known.tolist(), parts, strict=True):
+            here = slice(end, end := end + part.stop - part.start)
+            docs[here], counts[here], which[here] = self._docs[part], self._counts[part], i
+        for i, found in late:
+            here = slice(end, end := end + len(found))
+            docs[here], counts[here], which[here] = list(found), list(found.values()), i
+        if alive is None and not self._stale:
+            return docs, counts, which
+        kept = self._live[docs] if alive is None else self._live[docs] & alive[docs]
+        if self._stale:
+            kept[:packed] &= self._packed[docs[:packed]]
+        return docs[kept], counts[kept], which[kept]
+
+    def _put(self, doc: int, array: Ids) -> None:
+        end = self._used + len(array)
+        self._ids = _grown(self._ids, end)
+        self._ids[self._used : end] = array
+        self._starts[doc], self._lengths[doc], self._live[doc] = self._used, len(array), True
+        self._used = end
+        self._live_count += 1
+        self._live_length += len(array)
+        for term, count in Counter(array.tolist()).items():
+            self._tail.setdefault(term, {})[doc] = count
+            self._late += 1
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Merge the tail into the arrays once it is large beside them, so that an append costs little on average."""
+        if self._late + self._stale <= max(self.merge_at, len(self._docs) // 16):
+            return
+        kept = self._packed[self._docs]
+        old = _keys(np.repeat(self._terms, np.diff(self._bounds)), self._docs)[kept]
+        found = [(term, doc, count) for term, docs in self._tail.items() for doc, count in docs.items()]
+        late = np.array(found, dtype=np.int64).reshape(-1, 3)
+        new = _keys(late[:, 0], late[:, 1])
+        order = np.argsort(new)
+        keys = np.concatenate([old, new[order]])
+        counts = np.concatenate([self._counts[kept], late[order, 2]])
+        order = np.argsort(keys, kind="stable")  # of two sorted runs: a merge
+        self._pack(keys[order], counts[order])
+        self._packed = self._live.copy()
+        self._tail, self._late, self._stale = {}, 0, 0
+        if self._used > 2 * self._live_length:
+            self._compact()
+
+    def _pack(self, keys: npt.NDArray[np.uint64], counts: npt.NDArray[Any]) -> None:
+        terms = (keys >> np.uint64(32)).astype(np.uint32)
+        first = _firsts(terms)
+        self._terms, self._bounds = terms[first], np.append(first, len(terms))
+        self._docs, self._counts = keys.astype(np.uint32).astype(np.int32), counts.astype(np.float32)
+
+    def _compact(self) -> None:
+        """Drop the room that removed and replaced documents left among the ids."""
+        starts = np.cumsum(self._lengths) - self._lengths
+        moved = np.repeat(self._starts - starts, self._lengths) + np.arange(self._live_length)
+        self._ids, self._starts, self._used = self._ids[moved], starts, self._live_length
+
+    def _check(self, doc: int) -> int:
+        if not 0 <= doc < self._n:
+            raise IndexError(f"document {doc} of {self._n}")
+        return doc
+
+
+def _keys(terms: npt.NDArray[Any], docs: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """Return term and document as one number that sorts by term, then by document."""
+    return (terms.astype(np.uint64) << np.uint64(32)) | docs.astype(np.uint64)
+
+
+def _firsts(ordered: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return where each distinct value of a sorted array begins."""
+    return np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)])
+
+
+def _grown(array: npt.NDArray[Any], needed: int) -> npt.NDArray[Any]:
+    """Return *array* with room for *needed* values, doubling so that growing costs little on average."""
+    if needed <= len(array):
+        return array
+    larger = np.zeros(max(needed, 2 * len(array), 16), array.dtype)
+    larger[: len(array)] = array
+    return larger
+
+
+__all__ = ["MAX_WORD", "STOP_WORDS", "VERSION", "Postings", "term_ids", "tokens"]

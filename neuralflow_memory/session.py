@@ -1,0 +1,282 @@
+"""`Session`: one conversation's view of the memory. Each method is a line or two onto `pipeline/`."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from ._offload import Workers, offload
+from .pipeline import assemble, compact, edit, ingest, search
+from .pipeline.ingest import Messages
+from .pipeline.parts import Parts
+from .pipeline.search import Conditions, Within
+from .protocols import OnConflict
+from .types import CompactionReport, Context, Entry, Hit, MemoryType, Message, Scope
+
+if TYPE_CHECKING:
+    from .memory import Memory
+
+
+class Session:
+    """A view bound to a scope and a principal. It holds no data of its own: make one whenever you need it.
+
+    Every method has an async twin: `add` / `aadd`, `search` / `asearch`, and so on.
+    """
+
+    def __init__(self, memory: Memory, scope: Scope, *, principal: str | None) -> None:
+        self.memory = memory
+        self.scope = scope
+        self.principal = principal
+
+    @property
+    def session_id(self) -> str:
+        assert self.scope.session_id is not None
+        return self.scope.session_id
+
+    @property
+    def user_id(self) -> str | None:
+        return self.scope.user_id
+
+    @property
+    def entries(self) -> Entries:
+        """The entries behind the session: list, get, update, delete, count."""
+        return Entries(self)
+
+    @property
+    def _parts(self) -> Parts:
+        return self.memory._ready_parts()
+
+    @property
+    def _workers(self) -> Workers:
+        return self.memory._workers
+
+    def __repr__(self) -> str:
+        return f"Session({self.session_id!r}, user_id={self.user_id!r})"
+
+    def add(self, messages: Messages, *, on_conflict: OnConflict = "raise") -> list[str]:
+        """Write messages down, all or none; when this returns they survive a killed process.
+
+        Args:
+            messages: A text (a user turn), a `Message`, or several. Messages that `context` made up are left out.
+            on_conflict: What to do with an id that stands for other content. An equal id and content is no error.
+
+        Returns:
+            The messages' ids, in order.
+
+        Raises:
+            MessageError: A message is empty or malformed.
+            ConflictError: An id is taken by other content.
+            StorageFull: No space is left.
+        """
+        return ingest.add(self._parts, self.scope, messages, principal=self.principal, on_conflict=on_conflict)
+
+    def messages(self, *, view: Literal["all", "window"] = "all", last: int | None = None) -> list[Message]:
+        """The turns in order: everything ever said ("all"), or what is kept verbatim for the prompt ("window")."""
+        return edit.transcript(self._parts, self.scope, principal=self.principal, view=view, last=last)
+
+    def clear(self) -> None:
+        """Delete this session's turns and summaries. What was remembered about the user stays."""
+        edit.clear(self._parts, self.scope, principal=self.principal)
+
+    def replace(self, messages: Messages) -> None:
+        """Make *messages* the window.
+
+        Messages that are matched by id, or else by the longest equal prefix, are kept; the others leave
+        `view="window"`, and stay in `view="all"` and in search.
+        """
+        edit.set_window(self._parts, self.scope, messages, principal=self.principal)
+
+    def remember(
+        self,
+        text: str,
+        *,
+        type: MemoryType = MemoryType.LONG_TERM,
+        importance: float | None = None,
+        tags: Sequence[str] = (),
+        category: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        expires_at: datetime | None = None,
+    ) -> str:
+        """Keep a piece of knowledge. It belongs to the user (or to this session where none is known); `clear` keeps it.
+
+        Args:
+            text: What to remember.
+            type: What kind of memory it is; not SHORT_TERM, which `add` writes.
+            importance: 0..1.
+            tags: Labels to filter by.
+            category: A path such as "travel/visa"; filters match it by prefix.
+            metadata: JSON values to filter by.
+            expires_at: When search stops finding it.
+
+        Returns:
+            Its id.
+        """
+        return ingest.remember(
+            self._parts,
+            self.scope,
+            text,
+            principal=self.principal,
+            type=type,
+            importance=importance,
+            tags=tags,
+            category=category,
+            metadata=metadata,
+            expires_at=expires_at,
+        )
+
+    def search(
+        self,
+        query: str,
+        *,
+        k: int = 8,
+        types: Iterable[MemoryType] | None = None,
+        filter: Mapping[str, Any] | None = None,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        within: Within | None = None,
+    ) -> list[Hit]:
+        """Find entries by meaning and by words, best first.
+
+        Args:
+            query: What to look for, at most 10,000 characters.
+            k: How many hits.
+            types: Only these kinds of memory.
+            filter: Conditions on fields and metadata, e.g. `{"role": "user", "importance": {"$gte": 0.5}}`.
+            since: Only what was said at or after this time.
+            until: Only what was said at or before this time.
+            within: "user" (the default where a user is known), "session", or "agent" (what this agent wrote).
+
+        Raises:
+            QueryError: The query is empty or too long, or an option is wrong.
+            FilterError: The filter is wrong.
+        """
+        conditions = Conditions(types, filter, since, until, within)
+        return search.search(self._parts, self.scope, query, principal=self.principal, k=k, conditions=conditions)
+
+    def context(
+        self,
+        query: str | None = None,
+        *,
+        max_tokens: int | None = None,
+        reserve_tokens: int = 0,
+        search: bool = True,
+        overflow: Literal["raise", "truncate"] = "raise",
+    ) -> Context:
+        """The messages for the next call of the model: summary, what search finds, recent turns.
+
+        Args:
+            query: What to search for; None means the newest user turn.
+            max_tokens: The budget; None means `budget.total`.
+            reserve_tokens: Tokens of it that the caller will add: pending input, tool schemas.
+            search: Whether to look into the memory beyond the window.
+            overflow: What to do when the newest user turn alone is too long: raise, or cut it.
+
+        Returns:
+            Messages that together with *reserve_tokens* never exceed *max_tokens*, and a report on every candidate.
+
+        Raises:
+            BudgetError: The newest user turn does not fit, with the numbers.
+        """
+        return assemble.context(
+            self._parts,
+            self.scope,
+            query,
+            principal=self.principal,
+            max_tokens=max_tokens,
+            reserve_tokens=reserve_tokens,
+            search=search,
+            overflow=overflow,
+        )
+
+    def compact(self, *, max_tokens: int | None = None) -> CompactionReport:
+        """Fold old turns into the summary now, if the window is over its limits or over *max_tokens*.
+
+        This happens by itself in the background; the folded turns stay in `messages(view="all")` and in search.
+        """
+        return compact.compact(self._parts, self.scope, principal=self.principal, max_tokens=max_tokens)
+
+    def summary(self) -> str:
+        """The running summary of what was folded; empty while nothing was."""
+        return compact.summary(self._parts, self.scope, principal=self.principal)
+
+    aadd = offload(add)
+    amessages = offload(messages)
+    aclear = offload(clear)
+    areplace = offload(replace)
+    aremember = offload(remember)
+    asearch = offload(search)
+    acontext = offload(context)
+    acompact = offload(compact)
+    asummary = offload(summary)
+
+
+class Entries:
+    """A session's entries, and those of its user. Turns are addressed by their message's id, any entry by its key."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @property
+    def _workers(self) -> Workers:
+        return self._session._workers
+
+    def list(
+        self,
+        *,
+        filter: Mapping[str, Any] | None = None,
+        types: Iterable[MemoryType] | None = None,
+        since: datetime | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+        within: Literal["user", "session"] = "user",
+    ) -> builtins.list[Entry]:
+        """Entries in the order they were written. *after*: the id or key of the last one of the page before."""
+        s = self._session
+        return edit.listing(
+            s._parts,
+            s.scope,
+            principal=s.principal,
+            limit=limit,
+            filter=filter,
+            types=types,
+            since=since,
+            after=after,
+            within=within,
+        )
+
+    def get(self, id: str) -> Entry:
+        """One entry, by id or key; `NotFound` when this scope has none."""
+        s = self._session
+        return edit.get(s._parts, s.scope, id, principal=s.principal)
+
+    def update(self, id: str, /, **changes: Any) -> Entry:
+        """Change `content`, `metadata`, `tags`, `category`, `source`, `importance` or `expires_at`; the new version."""
+        s = self._session
+        return edit.update(s._parts, s.scope, id, changes, principal=s.principal)
+
+    def delete(
+        self,
+        ids: str | Iterable[str] | None = None,
+        *,
+        filter: Mapping[str, Any] | None = None,
+        within: Literal["user", "session"] = "session",
+    ) -> int:
+        """Delete entries for good, by id or by filter (in this session unless *within* is "user"); how many."""
+        s = self._session
+        return edit.delete(s._parts, s.scope, ids, principal=s.principal, filter=filter, within=within)
+
+    def count(self, *, filter: Mapping[str, Any] | None = None, within: Literal["user", "session"] = "session") -> int:
+        """How many entries fulfil *filter*, in this session unless *within* is "user"."""
+        s = self._session
+        return sum(1 for _ in edit.select(s._parts, s.scope, principal=s.principal, within=within, filter=filter))
+
+    alist = offload(list)
+    aget = offload(get)
+    aupdate = offload(update)
+    adelete = offload(delete)
+    acount = offload(count)
+
+
+__all__ = ["Entries", "Session"]

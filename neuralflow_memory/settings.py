@@ -1,0 +1,349 @@
+"""`open_memory`: settings to objects. The only place that chooses parts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+    YamlConfigSettingsSource,
+)
+
+from .config import Embedding, Settings, explained
+from .errors import ConfigError, FolderError, ModelMismatch, StorageError
+from .memory import Core, Memory
+from .models.extractive import ExtractiveSummarizer
+from .models.tokens import token_counter
+from .pipeline.parts import Parts, searchable
+from .pipeline.resident import Residents
+from .protocols import AccessPolicy, Clock, Embedder, EntryStore, Ledger, Summarizer, TokenCounter
+from .rules.lexical import VERSION as LEXICAL_VERSION
+from .security.access import AllowOwn
+from .storage.ledger.sqlite import SqliteLedger
+from .storage.lock import FolderLock
+
+IN_MEMORY = ":memory:"
+LEDGER_FILE = "ledger.sqlite3"
+CHROMA_FOLDER = "chroma"
+_OURS = frozenset({LEDGER_FILE, LEDGER_FILE + "-wal", LEDGER_FILE + "-shm", CHROMA_FOLDER, "lock"})
+_PARTS = ("embedder", "summarizer", "token_counter", "policy", "clock")
+_RESIDENT_BYTES = 128 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class _Opened:
+    """A folder that this process has open, by how many handles, and with what it was opened."""
+
+    core: Core
+    settings: Settings
+    parts: Mapping[str, Any]
+    handles: int
+
+
+_opened: dict[Path, _Opened] = {}
+_opening = threading.Lock()
+
+
+def open_memory(
+    path_or_settings: str | os.PathLike[str] | Settings | None = None,
+    *,
+    user_id: str | None = None,
+    embedder: Embedder | Embedding | Mapping[str, Any] | str | None = None,
+    summarizer: Summarizer | None = None,
+    token_counter: TokenCounter | None = None,
+    policy: AccessPolicy | None = None,
+    clock: Clock | None = None,
+    **options: Any,
+) -> Memory:
+    """Open a memory, making its folder if it is new.
+
+    Args:
+        path_or_settings: The folder; a `.toml` or `.yaml` file of options; `Settings`; ":memory:" for a folder that goes
+            away on close; None for what `NEURALFLOW_PATH` says, else `./memory`.
+        user_id: The user of sessions that name none.
+        embedder: An `Embedder` (any LangChain `Embeddings` fits), a sentence-transformers model's name, "none", or options.
+        summarizer: Writes the running summaries; by default Gemini where it is configured, else sentences are picked.
+        token_counter: Counts tokens; by default tiktoken with the encoding that `tokenizer` names.
+        policy: Says who may do what; by default everyone their own.
+        clock: Returns the current time, aware.
+        **options: Sections and fields of `Settings`, e.g. `budget={"total": 4000}`. They win over the environment, and
+            that over a file.
+
+    Returns:
+        A handle. The same folder opened twice in one process is one memory, closed with its last handle.
+
+    Raises:
+        ConfigError: An option is wrong, or differs from those that the folder is open with.
+        FolderError: The folder is not a memory, or from a newer version.
+        FolderInUse: Another process has it open.
+        ModelMismatch: It was indexed with another embedding model.
+    """
+    parts: dict[str, Any] = {"summarizer": summarizer, "token_counter": token_counter, "policy": policy, "clock": clock}
+    if isinstance(embedder, str):
+        options["embedder"] = {"model": embedder}
+    elif isinstance(embedder, Mapping | Embedding):
+        options["embedder"] = embedder
+    else:
+        parts["embedder"] = embedder
+    if user_id is not None:
+        options["user_id"] = user_id
+    settings = read_settings(path_or_settings, **options)
+    if str(settings.path) == IN_MEMORY:
+        scratch = tempfile.TemporaryDirectory(prefix="neuralflow-")
+        settings = settings.model_copy(update={"path": Path(scratch.name)})
+        release: Callable[[], None] = scratch.cleanup
+    else:
+        release = lambda: None  # noqa: E731
+    key = settings.path.resolve()
+    with _opening:
+        opened = _opened.get(key)
+        if opened is not None and opened.core.pid != os.getpid():
+            opened = None  # a parent's, from before a fork
+        if opened is None:
+
+            def closed() -> None:
+                _opened.pop(key, None)
+                release()
+
+            core = _open(settings, parts, release=closed)
+            opened = _opened[key] = _Opened(core, settings, parts, 0)
+        else:
+            _same(opened, settings, parts)
+        opened.handles += 1
+        return Memory(opened.core, on_close=_close_handle)
+
+
+async def aopen_memory(
+    path_or_settings: str | os.PathLike[str] | Settings | None = None, **parts_and_options: Any
+) -> Memory:
+    """Async twin of `open_memory`: returns with the embedding model loaded, so that no later call stalls the loop."""
+    import asyncio
+
+    memory = await asyncio.to_thread(open_memory, path_or_settings, **parts_and_options)
+    await memory.aready()
+    return memory
+
+
+def read_settings(source: str | os.PathLike[str] | Settings | None = None, **options: Any) -> Settings:
+    """Settings from *source* (a folder, a `.toml` or `.yaml` file, or ready ones), the environment and *options*.
+
+    Raises:
+        ConfigError: An option is unknown or wrong; all problems are named.
+    """
+    if isinstance(source, Settings):
+        if not options:
+            return source
+        base = source.model_dump()
+        for name, value in options.items():
+            new = value.model_dump() if isinstance(value, BaseModel) else value
+            base[name] = {**base[name], **new} if isinstance(new, Mapping) and isinstance(base.get(name), dict) else new
+        return _validated(lambda: Settings.model_validate(base))
+    file: Path | None = None
+    if source is not None:
+        path = Path(source).expanduser() if str(source) != IN_MEMORY else Path(IN_MEMORY)
+        if path.suffix in (".toml", ".yaml", ".yml") and not path.is_dir():
+            if not path.is_file():
+                raise ConfigError(f"there is no file {path}; give a folder, or a file of options that exists")
+            file = path
+        else:
+            options["path"] = path
+    return _validated(lambda: _sources(file)(**options))
+
+
+def _validated(build: Callable[[], Settings]) -> Settings:
+    try:
+        return build()
+    except ValidationError as error:
+        raise ConfigError(f"wrong settings: {explained(error)}") from None
+    except ConfigError:
+        raise
+    except Exception as error:  # what the TOML and YAML readers and the environment's JSON raise
+        raise ConfigError(f"the settings can't be read: {error}") from error
+
+
+def _sources(file: Path | None) -> type[Settings]:
+    """`Settings` that read arguments first, then `NEURALFLOW_*`, then *file*."""
+
+    class Sources(Settings, BaseSettings):
+        model_config = SettingsConfigDict(
+            env_prefix="NEURALFLOW_", env_nested_delimiter="__", extra="forbid", frozen=True
+        )
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            if file is None:
+                return init_settings, env_settings
+            kind = TomlConfigSettingsSource if file.suffix == ".toml" else YamlConfigSettingsSource
+            return init_settings, env_settings, kind(settings_cls, file)
+
+    return Sources
+
+
+def _same(opened: _Opened, settings: Settings, parts: Mapping[str, Any]) -> None:
+    """Raise `ConfigError`, naming the difference, unless the folder is open with just these options and parts."""
+    now, then = settings.model_dump(), opened.settings.model_dump()
+    different = [n for n in now if n != "path" and now[n] != then[n]]
+    different += [n for n in _PARTS if parts.get(n) is not None and parts[n] is not opened.parts.get(n)]
+    if different:
+        raise ConfigError(
+            f"{settings.path} is open in this process with other options ({', '.join(different)} differ); "
+            "use the same ones, or close it first"
+        )
+
+
+def _close_handle(core: Core) -> None:
+    with _opening:
+        opened = _opened.get(core.parts.settings.path.resolve())
+        if opened is None or opened.core is not core:
+            return
+        opened.handles -= 1
+        if opened.handles == 0:
+            core.close()
+
+
+def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[], Any]) -> Core:
+    folder = settings.path
+    _prepare(folder)
+    lock = FolderLock(folder)
+    ledger: Ledger | None = None
+    store: EntryStore | None = None
+    try:
+        counter = given["token_counter"] or token_counter(settings.tokenizer)
+        ledger = SqliteLedger(folder / LEDGER_FILE, counter=counter.name, durability=settings.durability)
+        embedder = given.get("embedder") or _embedder(settings)
+        model_id = None if embedder is None else _model_id(embedder)
+        if model_id is not None:
+            _check_model(ledger, model_id, on_change=settings.embedder.on_change)
+            from .storage.chroma import ChromaStore
+
+            store = ChromaStore(folder / CHROMA_FOLDER)
+        ledger.retokenize(_lexical_version(), searchable)
+        floor = ExtractiveSummarizer(counter)
+        parts = Parts(
+            settings=settings,
+            ledger=ledger,
+            store=store,
+            embedder=embedder,
+            model_id=model_id,
+            counter=counter,
+            summarizer=given["summarizer"] or _gemini(settings) or floor,
+            floor=floor,
+            policy=given["policy"] or AllowOwn(),
+            clock=given["clock"] or _utc_now,
+            residents=Residents(ledger, max_bytes=_RESIDENT_BYTES),
+        )
+    except BaseException:
+        for part in (store, ledger):
+            if part is not None:
+                with suppress(Exception):
+                    part.close()
+        lock.release()
+        release()
+        raise
+
+    def done() -> None:
+        lock.release()
+        release()
+
+    return Core(parts, release=done)
+
+
+def _prepare(folder: Path) -> None:
+    """Make the folder; `FolderError` for one that holds something else."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {p.name for p in folder.iterdir()}
+    except OSError as error:
+        if folder.exists() and not folder.is_dir():
+            raise FolderError(f"{folder} is a file; a memory is a folder", path=str(folder)) from error
+        raise StorageError(f"{folder} can't be used: {error.strerror}", path=str(folder)) from error
+    if found and LEDGER_FILE not in found and not found <= _OURS:
+        raise FolderError(
+            f"{folder} holds other files ({', '.join(sorted(found)[:3])}) and no memory; choose an empty or new folder",
+            path=str(folder),
+        )
+
+
+def _embedder(settings: Settings) -> Embedder | None:
+    options = settings.embedder
+    if options.model == "none":
+        return None
+    if find_spec("sentence_transformers") is None:
+        warnings.warn(
+            "no embedder: search works by words alone. For search by meaning: pip install 'neuralflow-memory[local]', "
+            "or pass embedder=...; embedder='none' silences this",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return None
+    from .models.sentence_transformers import SentenceTransformerEmbedder
+
+    return SentenceTransformerEmbedder(model=options.model, device=options.device)
+
+
+def _model_id(embedder: Any) -> str:
+    for name in ("model_id", "model_name", "model"):
+        value = getattr(embedder, name, None)
+        if isinstance(value, str) and value:
+            return value
+    return f"{type(embedder).__module__}.{type(embedder).__qualname__}"
+
+
+def _check_model(ledger: Ledger, model_id: str, *, on_change: str) -> None:
+    stored = [name for name, _ in ledger.models()]
+    if not stored or model_id in stored:
+        return
+    if on_change == "reindex":
+        ledger.forget_models()
+        return
+    raise ModelMismatch(
+        f"this folder was indexed with {stored[0]!r} and is opened with {model_id!r}; open it with the same model, or with "
+        "embedder={'on_change': 'reindex', ...} to embed everything again with the new one",
+        stored=stored[0],
+        given=model_id,
+    )
+
+
+def _gemini(settings: Settings) -> Summarizer | None:
+    options = settings.gemini
+    if options.project is None and options.api_key is None:
+        return None
+    from .models.gemini import GeminiSummarizer
+
+    key = options.api_key.get_secret_value() if options.api_key is not None and options.project is None else None
+    return GeminiSummarizer(model=options.model, project=options.project, location=options.location, api_key=key)
+
+
+def _lexical_version() -> str:
+    """Names the rules that made the term ids: ours, and the stemmer's release."""
+    from importlib.metadata import version
+
+    return f"{LEXICAL_VERSION} {version('snowballstemmer')}"
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+__all__ = ["aopen_memory", "open_memory", "read_settings"]

@@ -1,0 +1,120 @@
+"""Connections to the ledger's file: one writer, a reader per thread; SQLite's errors become ours here."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from ..._failpoints import failpoint
+from ...errors import ClosedError, FolderError, FolderInUse, StorageError, StorageFull
+from . import schema
+
+
+class Database:
+    """The SQLite file. Reads never wait for writes (WAL); writes are one transaction at a time."""
+
+    def __init__(self, path: Path, *, durability: Literal["process", "power"] = "process") -> None:
+        self.path = path
+        # NORMAL survives a killed process; FULL syncs the log at each commit and survives a power cut.
+        self._synchronous = "FULL" if durability == "power" else "NORMAL"
+        self._local = threading.local()
+        self._readers: list[sqlite3.Connection] = []
+        self._lock = threading.RLock()
+        self._closed = False
+        with translated(path):
+            fresh = not path.exists() or path.stat().st_size == 0
+            self._writer = self._connect()
+            try:
+                if not fresh:
+                    self._check()
+                schema.migrate(self._writer)
+            except BaseException:
+                self._writer.close()
+                raise
+        failpoint("open.migrated")
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(
+            self.path, timeout=10, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute(f"PRAGMA synchronous = {self._synchronous}")
+        db.execute("PRAGMA temp_store = MEMORY")
+        db.execute("PRAGMA secure_delete = ON")
+        return db
+
+    def _check(self) -> None:
+        if self._writer.execute("PRAGMA application_id").fetchone()[0] != schema.APPLICATION_ID:
+            raise FolderError(
+                f"{self.path} is not a memory of this package; choose another folder, or move that file away",
+                path=str(self.path),
+            )
+        if schema.version(self._writer) > len(schema.MIGRATIONS):
+            raise FolderError(
+                f"{self.path} was written by a newer version of neuralflow-memory; upgrade the package to open it",
+                path=str(self.path),
+            )
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it is durable when the block is left, or none of it happened."""
+        with self._lock, translated(self.path):
+            if self._closed:
+                raise ClosedError("the memory was closed; open it again with open_memory(...)")
+            db = self._writer
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """This thread's read connection; sees everything committed."""
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        with translated(self.path):
+            if self._closed:
+                raise ClosedError("the memory was closed; open it again with open_memory(...)")
+            if db is None:
+                db = self._local.db = self._connect()
+                db.execute("PRAGMA query_only = ON")
+                with self._lock:
+                    self._readers.append(db)
+            yield db
+
+    def close(self) -> None:
+        """Close every connection; the last one folds the write-ahead log into the file."""
+        with self._lock:
+            self._closed = True
+            for db in (*self._readers, self._writer):
+                db.close()
+            self._readers.clear()
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into this package's."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        text, where = str(error), str(path)
+        name = getattr(error, "sqlite_errorname", "")
+        if "FULL" in name or "full" in text:
+            raise StorageFull(
+                f"no space left for {where}; nothing was written: free some space and try again", path=where
+            ) from error
+        if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT") or "not a database" in text or "malformed" in text:
+            raise FolderError(
+                f"{where} is not a readable ledger ({text}); restore it from a backup, or choose another folder",
+                path=where,
+            ) from error
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            raise FolderInUse(f"{where} is locked by another process; try again", path=where, pid=None) from error
+        raise StorageError(f"the ledger {where} failed: {text}", path=where) from error

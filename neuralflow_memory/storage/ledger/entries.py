@@ -1,0 +1,144 @@
+"""The entries table: `Entry` to row and back."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from ...errors import MessageError
+from ...types import TYPE_NUMBER, TYPES, Entry, Scope, ToolCall, microseconds, moment
+from .schema import OWNER_SHIFT
+
+_PLAIN = 0  # codec tag of stored text and payload; others mean encrypted or compressed
+
+_COLUMNS = (
+    "no, session, seq, position, key, id, type, role, name, agent_id, content, body, payload, metadata, codec, tags, "
+    "category, source, importance, provenance, trust, sources, created_at, written_at, updated_at, expires_at, "
+    "version, tokens, counter"
+)
+_PUT = (
+    f"INSERT INTO entries ({_COLUMNS}) VALUES ({', '.join('?' * 29)}) ON CONFLICT (no) DO UPDATE SET "
+    + ", ".join(f"{c} = excluded.{c}" for c in _COLUMNS.split(", ")[1:])
+    + " WHERE excluded.version > entries.version"
+)
+SELECT = (
+    f"SELECT {', '.join('e.' + c for c in _COLUMNS.split(', '))}, s.session_id "
+    "FROM entries e JOIN sessions s ON s.id = e.session"
+)
+
+
+def _optional(when: datetime | None) -> int | None:
+    return None if when is None else microseconds(when)
+
+
+def dump(value: Any, *, what: str) -> str:
+    """JSON text of *value*; `MessageError` when it is not JSON."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_mapping)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MessageError(f"{what} must hold JSON values only ({error}); convert the others to text first") from None
+
+
+def _mapping(value: Any) -> Any:
+    if isinstance(value, Mapping):  # MappingProxyType and the like
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def row_of(entry: Entry, *, session: int, counter: str) -> tuple[Any, ...]:
+    """The row that stores *entry*."""
+    body: dict[str, Any] = {}
+    if entry.blocks is not None:
+        body["blocks"] = entry.blocks
+    if entry.tool_calls:
+        body["calls"] = [[c.id, c.name, c.args] for c in entry.tool_calls]
+    if entry.tool_call_id is not None:
+        body["answers"] = entry.tool_call_id
+    return (
+        entry.number,
+        session,
+        entry.seq,
+        entry.position,
+        bytes.fromhex(entry.key),
+        entry.id,
+        TYPE_NUMBER[entry.type],
+        entry.role,
+        entry.name,
+        entry.scope.agent_id,
+        entry.content,
+        dump(body, what="tool calls and content blocks") if body else None,
+        None if entry.payload is None else dump(entry.payload, what="payload"),
+        dump(entry.metadata, what="metadata") if entry.metadata else None,
+        _PLAIN,
+        dump(entry.tags, what="tags") if entry.tags else None,
+        entry.category,
+        entry.source,
+        entry.importance,
+        entry.provenance,
+        entry.trust,
+        dump(entry.sources, what="sources") if entry.sources else None,
+        microseconds(entry.created_at),
+        microseconds(entry.written_at),
+        microseconds(entry.updated_at),
+        _optional(entry.expires_at),
+        entry.version,
+        entry.tokens,
+        counter,
+    )
+
+
+def entry_of(row: Sequence[Any], *, scope: Scope) -> tuple[Entry, str]:
+    """The entry in *row*, and the name of the counter that its `tokens` were counted with."""
+    body = json.loads(row[11]) if row[11] else {}
+    session_id = row[29] or None
+    entry = Entry(
+        id=row[5],
+        key=row[4].hex(),
+        type=TYPES[row[6]],
+        content=row[10],
+        scope=Scope(
+            scope.tenant, scope.user_id, session_id or (scope.session_id if scope.user_id is None else None), row[9]
+        ),
+        seq=row[2],
+        created_at=moment(row[22]),
+        written_at=moment(row[23]),
+        updated_at=moment(row[24]),
+        role=row[7],
+        name=row[8],
+        blocks=tuple(body["blocks"]) if "blocks" in body else None,
+        tool_calls=tuple(ToolCall(*c) for c in body.get("calls", ())),
+        tool_call_id=body.get("answers"),
+        payload=json.loads(row[12]) if row[12] else None,
+        metadata=json.loads(row[13]) if row[13] else {},
+        tags=tuple(json.loads(row[15])) if row[15] else (),
+        category=row[16],
+        source=row[17],
+        importance=row[18],
+        provenance=row[19],
+        trust=row[20],
+        sources=tuple(json.loads(row[21])) if row[21] else (),
+        expires_at=None if row[25] is None else moment(row[25]),
+        version=row[26],
+        tokens=row[27],
+        position=row[3],
+        number=row[0],
+    )
+    return entry, row[28]
+
+
+def put(db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Write rows whole. A row that is there at the same or a newer version stays: writing twice changes nothing."""
+    db.executemany(_PUT, rows)
+
+
+def select(
+    db: sqlite3.Connection, where: str, parameters: Sequence[Any], *, scope: Scope, owner: int, tail: str = ""
+) -> Iterator[tuple[Entry, str]]:
+    """Entries of *owner* (whose scope is *scope*) for which *where* holds. No other owner's rows can come back."""
+    low, high = owner << OWNER_SHIFT, (owner + 1) << OWNER_SHIFT
+    query = f"{SELECT} WHERE {where} AND e.no >= ? AND e.no < ? {tail}"
+    for row in db.execute(query, (*parameters, low, high)):
+        yield entry_of(row, scope=scope)

@@ -1,0 +1,31 @@
+"""The features table: what search reads of an entry, its term ids in order among it.
+
+There is no postings table: an owner's inverted index is built in RAM from these rows (`rules.lexical.Postings`), which
+are one range scan. Figures for the choice: docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+
+from ...protocols import Feature
+from .schema import OWNER_SHIFT
+
+_PUT = (
+    "INSERT INTO features VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (no) DO UPDATE SET "
+    "speaker = excluded.speaker, agent_id = excluded.agent_id, created_at = excluded.created_at, "
+    "expires_at = excluded.expires_at, importance = excluded.importance, words = excluded.words, terms = excluded.terms"
+)
+
+
+def put(db: sqlite3.Connection, features: Iterable[Feature]) -> None:
+    db.executemany(_PUT, features)
+
+
+def load(db: sqlite3.Connection, owner: int) -> list[Feature]:
+    """All features of *owner*, in the order of their numbers."""
+    return db.execute(
+        "SELECT * FROM features WHERE no >= ? AND no < ? ORDER BY no",
+        (owner << OWNER_SHIFT, (owner + 1) << OWNER_SHIFT),
+    ).fetchall()

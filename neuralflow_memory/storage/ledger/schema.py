@@ -1,0 +1,87 @@
+"""The ledger's tables, as numbered migrations. A shipped migration is never edited; a change is a new one.
+
+Entry numbers are `owner << 32 | n`, with n counted per owner: the rows of one user lie side by side in every table that
+is keyed by the number, so that loading a scope is one range scan however many other users there are, and a number
+shows whose it is.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from collections.abc import Callable
+
+APPLICATION_ID = 0x4E464D31  # "NFM1": tells our files from other SQLite files
+OWNER_SHIFT = 32
+
+_TABLES = (
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID",
+    # An owner is the widest scope that may be read at once: a user, or a session that has none.
+    """CREATE TABLE owners (
+        id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, tenant TEXT NOT NULL, user_id TEXT,
+        last_n INTEGER NOT NULL DEFAULT 0, erase_epoch INTEGER NOT NULL DEFAULT 0)""",
+    # The session '' of an owner holds what belongs to no conversation: knowledge.
+    """CREATE TABLE sessions (
+        id INTEGER PRIMARY KEY, owner INTEGER NOT NULL, session_id TEXT NOT NULL,
+        created_at INTEGER NOT NULL, active_at INTEGER NOT NULL,
+        last_seq INTEGER NOT NULL DEFAULT 0, last_position INTEGER NOT NULL DEFAULT 0,
+        summary INTEGER, version INTEGER NOT NULL DEFAULT 0,
+        UNIQUE (owner, session_id))""",
+    """CREATE TABLE entries (
+        no INTEGER PRIMARY KEY, session INTEGER NOT NULL, seq INTEGER NOT NULL, position INTEGER, key BLOB NOT NULL,
+        id TEXT NOT NULL, type INTEGER NOT NULL, role TEXT, name TEXT, agent_id TEXT,
+        content TEXT NOT NULL, body TEXT, payload TEXT, metadata TEXT, codec INTEGER NOT NULL DEFAULT 0,
+        tags TEXT, category TEXT, source TEXT, importance REAL NOT NULL, provenance TEXT NOT NULL, trust REAL NOT NULL,
+        sources TEXT, created_at INTEGER NOT NULL, written_at INTEGER NOT NULL, updated_at INTEGER NOT NULL,
+        expires_at INTEGER, version INTEGER NOT NULL, tokens INTEGER NOT NULL, counter TEXT NOT NULL)""",
+    "CREATE UNIQUE INDEX entries_by_key ON entries (key)",
+    "CREATE UNIQUE INDEX entries_by_seq ON entries (session, seq)",
+    # The window, in its order; a cold session's is read without touching what was folded.
+    "CREATE INDEX entries_in_window ON entries (session, position) WHERE position IS NOT NULL",
+    # What ranking reads of an entry, in one narrow row: term ids in order, and the constants of its signals.
+    """CREATE TABLE features (
+        no INTEGER PRIMARY KEY, session INTEGER NOT NULL, seq INTEGER NOT NULL, type INTEGER NOT NULL, speaker TEXT,
+        agent_id TEXT, created_at INTEGER NOT NULL, expires_at INTEGER, importance REAL NOT NULL,
+        words INTEGER NOT NULL, terms BLOB NOT NULL)""",
+    # The embedding cache: by entry, found again by the hash of owner, model and text.
+    "CREATE TABLE vectors (no INTEGER PRIMARY KEY, model INTEGER NOT NULL, hash BLOB NOT NULL, vector BLOB NOT NULL)",
+    "CREATE INDEX vectors_by_hash ON vectors (hash)",
+    "CREATE TABLE models (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, dimensions INTEGER NOT NULL)",
+    # Entries whose state the vector index has not seen yet: (entry, version), not operations.
+    """CREATE TABLE dirty (
+        no INTEGER PRIMARY KEY, key BLOB NOT NULL, version INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
+        retry_at INTEGER NOT NULL DEFAULT 0, error TEXT)""",
+    # Keyed hashes without text: what was deleted stays deleted, whatever writes late.
+    """CREATE TABLE tombstones (
+        key BLOB PRIMARY KEY, owner INTEGER NOT NULL, version INTEGER NOT NULL, deleted_at INTEGER NOT NULL)
+        WITHOUT ROWID""",
+)
+
+
+def _m001_tables(db: sqlite3.Connection) -> None:
+    for statement in _TABLES:
+        db.execute(statement)
+    db.execute("INSERT INTO meta VALUES ('secret', ?)", (secrets.token_bytes(16),))
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m001_tables,)
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Bring *db* to the newest schema, one transaction a step."""
+    for number, step in enumerate(MIGRATIONS[version(db) :], start=version(db) + 1):
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            if version(db) < number:  # another process may have been faster
+                step(db)
+                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                db.execute(f"PRAGMA user_version = {number}")
+            db.execute("COMMIT")
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
+
+
+def version(db: sqlite3.Connection) -> int:
+    """The number of migrations that *db* has had."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0])

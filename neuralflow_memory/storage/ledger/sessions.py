@@ -1,0 +1,88 @@
+"""Owners and sessions: who may be read together, and where each conversation stands."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass
+
+from ...types import Scope, SessionInfo, moment
+
+KNOWLEDGE = ""  # the session of an owner that holds what belongs to no conversation
+
+
+@dataclass(slots=True)
+class Head:
+    """Where a session stands: what the next append needs, in one row."""
+
+    owner: int
+    last_n: int
+    erase_epoch: int
+    session: int
+    last_seq: int
+    last_position: int
+    summary: int | None
+    version: int
+    active_at: int
+
+
+_HEAD = """SELECT o.id, o.last_n, o.erase_epoch, s.id, s.last_seq, s.last_position, s.summary, s.version,
+    s.active_at FROM owners o JOIN sessions s ON s.owner = o.id WHERE o.key = ? AND s.session_id = ?"""
+
+
+def owner_key(scope: Scope) -> str:
+    """The owner of *scope* as one unambiguous text."""
+    return json.dumps(scope.owner, ensure_ascii=False)
+
+
+def owner_of(db: sqlite3.Connection, scope: Scope) -> int | None:
+    """The owner's number, or None when nothing was ever stored for it."""
+    row = db.execute("SELECT id FROM owners WHERE key = ?", (owner_key(scope),)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def head(db: sqlite3.Connection, scope: Scope, *, session_id: str) -> Head | None:
+    """Where a session stands, or None when it has no row yet."""
+    row = db.execute(_HEAD, (owner_key(scope), session_id)).fetchone()
+    return None if row is None else Head(*row)
+
+
+def open_head(db: sqlite3.Connection, scope: Scope, *, session_id: str, now: int) -> Head:
+    """Where a session stands; owner and session are made when they are new."""
+    found = head(db, scope, session_id=session_id)
+    if found is None:
+        db.execute(
+            "INSERT OR IGNORE INTO owners (key, tenant, user_id) VALUES (?, ?, ?)",
+            (owner_key(scope), scope.tenant, scope.user_id),
+        )
+        db.execute(
+            "INSERT INTO sessions (owner, session_id, created_at, active_at) SELECT id, ?, ?, ? FROM owners WHERE key = ?",
+            (session_id, now, now, owner_key(scope)),
+        )
+        found = head(db, scope, session_id=session_id)
+        assert found is not None
+    return found
+
+
+def save_head(db: sqlite3.Connection, head: Head) -> None:
+    """Write the head back, one version on."""
+    db.execute("UPDATE owners SET last_n = ? WHERE id = ?", (head.last_n, head.owner))
+    db.execute(
+        "UPDATE sessions SET last_seq = ?, last_position = ?, summary = ?, active_at = ?, "
+        "version = version + 1 WHERE id = ?",
+        (head.last_seq, head.last_position, head.summary, head.active_at, head.session),
+    )
+
+
+def listing(db: sqlite3.Connection, *, tenant: str, user_id: str | None) -> list[SessionInfo]:
+    """Sessions of a user, or of the userless ones, latest first."""
+    rows = db.execute(
+        "SELECT s.session_id, o.user_id, o.tenant, (SELECT count(*) FROM entries e WHERE e.session = s.id AND e.type = 0), "
+        "s.created_at, s.active_at FROM sessions s JOIN owners o ON o.id = s.owner "
+        "WHERE o.tenant = ? AND o.user_id IS ? AND s.session_id != ? ORDER BY s.active_at DESC, s.id DESC",
+        (tenant, user_id, KNOWLEDGE),
+    )
+    return [
+        SessionInfo(session_id, user, ten, messages, moment(created), moment(active))
+        for session_id, user, ten, messages, created, active in rows
+    ]

@@ -1,0 +1,493 @@
+"""`SqliteLedger`: the ordered record and the source of truth. Each method is one transaction or one read.
+
+Writing has two halves. Sequencing hands out numbers, `seq` and versions; `apply` then puts finished records in place and
+may be repeated. Here both happen in one transaction; with a shared log, other hosts would only `apply`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..._failpoints import failpoint
+from ...errors import ConflictError, NotFound
+from ...protocols import Appended, Dirty, Feature, OnConflict, Record, StoredWindow
+from ...types import TYPE_NUMBER, Entry, MemoryType, Scope, SessionInfo, same_content
+from . import entries, fulltext, sessions, vectors
+from .database import Database
+from .schema import OWNER_SHIFT
+from .sessions import KNOWLEDGE, Head
+
+_CHUNK = 500
+
+
+class SqliteLedger:
+    """The ledger in one SQLite file. Thread-safe; a counter's name tells whether stored token counts still hold."""
+
+    def __init__(self, path: Path, *, counter: str, durability: Literal["process", "power"] = "process") -> None:
+        self._db = Database(path, durability=durability)
+        self._counter = counter
+        with self._db.read() as db:
+            self._secret: bytes = db.execute("SELECT value FROM meta WHERE name = 'secret'").fetchone()[0]
+
+    def close(self) -> None:
+        self._db.close()
+
+    # -- identity
+
+    def key(self, scope: Scope, *, id: str, knowledge: bool = False) -> str:
+        """The key of an entry: opaque, bound to its scope, the same wherever it is computed in this folder."""
+        session = KNOWLEDGE if knowledge else scope.session_id
+        text = json.dumps([*scope.owner, session, id], ensure_ascii=False)
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16, key=self._secret).hexdigest()
+
+    def partition(self, scope: Scope) -> str:
+        """The owner of *scope* as an opaque text, for the vector index."""
+        return self.content_hash(scope, text="", model_id="").hex()
+
+    def content_hash(self, scope: Scope, *, text: str, model_id: str) -> bytes:
+        """What a vector is cached under: owner, model and text."""
+        what = "\0".join((sessions.owner_key(scope), model_id, text))
+        return hashlib.blake2b(what.encode("utf-8", "surrogatepass"), digest_size=16, key=self._secret).digest()
+
+    def owner(self, scope: Scope) -> int | None:
+        """The number of the owner of *scope*, None when nothing was ever stored for it."""
+        with self._db.read() as db:
+            return sessions.owner_of(db, scope)
+
+    def owner_scope(self, number: int) -> Scope | None:
+        """The widest scope of the owner of an entry's number (a userless one: its session), None when it is gone."""
+        with self._db.read() as db:
+            row = db.execute("SELECT key FROM owners WHERE id = ?", (number >> OWNER_SHIFT,)).fetchone()
+        return None if row is None else Scope(*json.loads(row[0]))
+
+    # -- writing
+
+    def append(
+        self, scope: Scope, records: Sequence[Record], *, on_conflict: OnConflict, now: int, knowledge: bool = False
+    ) -> Appended:
+        """Write *records* (numbers, seq and versions still open) at the end of a session, all or none.
+
+        Raises `ConflictError` when an id stands for other content and *on_conflict* is "raise".
+        """
+        with self._db.write() as db:
+            failpoint("append.begun")
+            head = sessions.open_head(db, scope, session_id=_session_id(scope, knowledge=knowledge), now=now)
+            ids, written = self._sequence(db, head, scope, records, on_conflict=on_conflict)
+            if written:
+                head.active_at = now
+                self._apply(db, head, written)
+                sessions.save_head(db, head)
+            failpoint("append.applied")
+        failpoint("append.committed")
+        return Appended(ids, written, head.session, head.erase_epoch)
+
+    def _sequence(
+        self, db: sqlite3.Connection, head: Head, scope: Scope, records: Sequence[Record], *, on_conflict: OnConflict
+    ) -> tuple[list[str], list[Record]]:
+        """Hand out numbers, seq, positions and versions; settle ids that are there already."""
+        named = [r.entry.key for r in records]
+        stored = {e.key: e for e in self._by_keys(db, scope, head.owner, named)}
+        dead = _tombstones(db, named)
+        ids: list[str] = []
+        written: dict[str, Record] = {}
+        for record in records:
+            entry = record.entry
+            ids.append(entry.id)
+            before = written[entry.key].entry if entry.key in written else stored.get(entry.key)
+            if before is None:
+                head.last_n += 1
+                head.last_seq += 1
+                position = None
+                if entry.type is MemoryType.SHORT_TERM:
+                    head.last_position += 1
+                    position = head.last_position
+                entry = replace(
+                    entry,
+                    number=(head.owner << OWNER_SHIFT) | head.last_n,
+                    seq=head.last_seq,
+                    position=position,
+                    version=dead.get(entry.key, 0) + 1,
+                )
+            elif same_content(before, entry) or on_conflict == "ignore":
+                continue
+            elif on_conflict == "raise":
+                raise ConflictError(
+                    f"the id {entry.id!r} is taken by other content in this session; give the new one its own id, "
+                    "or pass on_conflict='replace' or 'ignore'",
+                    id=entry.id,
+                )
+            else:
+                entry = replace(
+                    entry,
+                    number=before.number,
+                    seq=before.seq,
+                    position=before.position,
+                    version=before.version + 1,
+                    created_at=before.created_at,
+                    written_at=before.written_at,
+                )
+            written[entry.key] = replace(record, entry=entry)
+        return ids, list(written.values())
+
+    def _apply(self, db: sqlite3.Connection, head: Head, records: Sequence[Record]) -> None:
+        """Put finished records in place: entry, features and dirty mark. Repeating it changes nothing."""
+        entries.put(db, [entries.row_of(r.entry, session=head.session, counter=self._counter) for r in records])
+        fulltext.put(db, [r.feature(session=head.session) for r in records])
+        vectors.mark(db, [(r.entry.number, bytes.fromhex(r.entry.key), r.entry.version) for r in records])
+
+    def change(self, scope: Scope, record: Record) -> tuple[Record, int]:
+        """Write a new version of an entry; it, and the number of its session.
+
+        Raises `ConflictError` when the entry has changed since it was read, `NotFound` when it is gone.
+        """
+        with self._db.write() as db:
+            owner, session = self._place(db, scope, record.entry)
+            record = replace(record, entry=replace(record.entry, version=record.entry.version + 1))
+            head = Head(owner, 0, 0, session, 0, 0, None, 0, 0)
+            db.execute("DELETE FROM vectors WHERE no = ?", (record.entry.number,))
+            self._apply(db, head, [record])
+            failpoint("change.applied")
+        failpoint("change.committed")
+        return record, session
+
+    def _place(self, db: sqlite3.Connection, scope: Scope, entry: Entry) -> tuple[int, int]:
+        owner = sessions.owner_of(db, scope)
+        row = db.execute("SELECT session, version FROM entries WHERE no = ?", (entry.number,)).fetchone()
+        if row is None or owner is None or entry.number >> OWNER_SHIFT != owner:
+            raise NotFound(f"no entry {entry.id!r} in this scope; it may have been deleted", id=entry.id)
+        if row[1] != entry.version:
+            raise ConflictError(f"entry {entry.id!r} has changed since it was read; read it again", id=entry.id)
+        return owner, int(row[0])
+
+    def drop(self, scope: Scope, doomed: Sequence[Entry], *, now: int) -> int:
+        """Delete entries for good, leaving a tombstone each; how many there were."""
+        with self._db.write() as db:
+            owner = sessions.owner_of(db, scope)
+            count = 0
+            for entry in doomed:
+                if entry.number >> OWNER_SHIFT != owner:
+                    continue
+                row = db.execute("DELETE FROM entries WHERE no = ? RETURNING version", (entry.number,)).fetchall()
+                if not row:
+                    continue
+                count += 1
+                key, version = bytes.fromhex(entry.key), row[0][0] + 1
+                db.execute("DELETE FROM features WHERE no = ?", (entry.number,))
+                db.execute("DELETE FROM vectors WHERE no = ?", (entry.number,))
+                db.execute("INSERT OR REPLACE INTO tombstones VALUES (?, ?, ?, ?)", (key, owner, version, now))
+                db.execute("UPDATE sessions SET summary = NULL WHERE summary = ?", (entry.number,))
+                vectors.mark(db, [(entry.number, key, version)])
+            failpoint("change.applied")
+        failpoint("change.committed")
+        return count
+
+    def clear(self, scope: Scope, *, now: int) -> int:
+        """Delete everything in a session; knowledge is not in it."""
+        doomed = list(self.select(scope, session_only=True))
+        return self.drop(scope, doomed, now=now)
+
+    # -- the window
+
+    def window(self, scope: Scope) -> StoredWindow | None:
+        """The session's window and summary; reads nothing of what was folded. None for a session without a row."""
+        assert scope.session_id is not None
+        with self._db.read() as db:
+            db.execute("BEGIN")
+            try:
+                head = sessions.head(db, scope, session_id=scope.session_id)
+                if head is None:
+                    return None
+                kept = [
+                    self._recounted(e, name)
+                    for e, name in entries.select(
+                        db,
+                        "e.session = ? AND e.position IS NOT NULL",
+                        (head.session,),
+                        scope=scope,
+                        owner=head.owner,
+                        tail="ORDER BY e.position",
+                    )
+                ]
+                summary = None
+                if head.summary is not None:
+                    found = list(entries.select(db, "e.no = ?", (head.summary,), scope=scope, owner=head.owner))
+                    summary = self._recounted(*found[0]) if found else None
+            finally:
+                db.execute("COMMIT")
+        return StoredWindow(kept, summary, head.session, head.erase_epoch, head.active_at)
+
+    def _recounted(self, entry: Entry, counter: str) -> Entry:
+        """Tokens are -1 when they were counted by another counter than today's: count again."""
+        return entry if counter == self._counter else replace(entry, tokens=-1)
+
+    def set_window(self, scope: Scope, kept: Sequence[Entry | Record], *, now: int) -> list[Record]:
+        """Make *kept* the window, in this order. Records among them are new, or new versions of entries.
+
+        Entries that are not in it leave the window and stay in the transcript.
+        """
+        with self._db.write() as db:
+            head = sessions.open_head(db, scope, session_id=_session_id(scope), now=now)
+            db.execute("UPDATE entries SET position = NULL WHERE session = ? AND position IS NOT NULL", (head.session,))
+            dead = _tombstones(db, [k.entry.key for k in kept if isinstance(k, Record) and not k.entry.number])
+            written: list[Record] = []
+            for item in kept:
+                head.last_position += 1
+                if isinstance(item, Entry):
+                    db.execute("UPDATE entries SET position = ? WHERE no = ?", (head.last_position, item.number))
+                    continue
+                entry = replace(item.entry, position=head.last_position)
+                if entry.number:
+                    entry = replace(entry, version=entry.version + 1)
+                else:
+                    head.last_n += 1
+                    head.last_seq += 1
+                    number = (head.owner << OWNER_SHIFT) | head.last_n
+                    entry = replace(entry, number=number, seq=head.last_seq, version=dead.get(entry.key, 0) + 1)
+                written.append(replace(item, entry=entry))
+            self._apply(db, head, written)
+            head.active_at = now
+            sessions.save_head(db, head)
+            failpoint("change.applied")
+        failpoint("change.committed")
+        return written
+
+    def fold(self, scope: Scope, *, folded: Sequence[Entry], before: StoredWindow, summary: Record) -> Record | None:
+        """Take *folded* out of the window and make *summary* the session's summary, in one transaction.
+
+        None, and nothing is done, when the window, the summary or the owner has changed in a way that makes the summary
+        stale: an entry changed, left the window or was deleted, another fold came first, the subject was erased.
+        """
+        assert scope.session_id is not None
+        with self._db.write() as db:
+            head = sessions.head(db, scope, session_id=scope.session_id)
+            if head is None or head.erase_epoch != before.erase_epoch:
+                return None
+            if head.summary != (before.summary.number if before.summary else None):
+                return None
+            for entry in folded:
+                row = db.execute("SELECT version, position FROM entries WHERE no = ?", (entry.number,)).fetchone()
+                if row is None or row[0] != entry.version or row[1] is None:
+                    return None
+            lowest = db.execute("SELECT min(seq) FROM entries WHERE session = ?", (head.session,)).fetchone()[0] or 0
+            head.last_n += 1
+            record = replace(
+                summary,
+                entry=replace(
+                    summary.entry, number=(head.owner << OWNER_SHIFT) | head.last_n, seq=min(lowest, 0) - 1, version=1
+                ),
+            )
+            self._apply(db, head, [record])
+            db.executemany("UPDATE entries SET position = NULL WHERE no = ?", [(e.number,) for e in folded])
+            head.summary = record.entry.number
+            sessions.save_head(db, head)
+            failpoint("fold.applied")
+        failpoint("fold.committed")
+        return record
+
+    # -- reading
+
+    def _by_keys(self, db: sqlite3.Connection, scope: Scope, owner: int, keys: Sequence[str]) -> Iterator[Entry]:
+        for start in range(0, len(keys), _CHUNK):
+            part = [bytes.fromhex(k) for k in keys[start : start + _CHUNK]]
+            where = f"e.key IN ({','.join('?' * len(part))})"
+            for entry, _ in entries.select(db, where, part, scope=scope, owner=owner):
+                yield entry
+
+    def by_keys(self, scope: Scope, keys: Sequence[str]) -> dict[str, Entry]:
+        """Entries of the owner by key; unknown keys, and other owners', are left out."""
+        with self._db.read() as db:
+            owner = sessions.owner_of(db, scope)
+            return {} if owner is None else {e.key: e for e in self._by_keys(db, scope, owner, keys)}
+
+    def by_numbers(self, scope: Scope, numbers: Sequence[int]) -> dict[int, Entry]:
+        """Entries of the owner by number; unknown numbers, and other owners', are left out."""
+        found: dict[int, Entry] = {}
+        with self._db.read() as db:
+            owner = sessions.owner_of(db, scope)
+            if owner is None:
+                return found
+            for start in range(0, len(numbers), _CHUNK):
+                part = numbers[start : start + _CHUNK]
+                where = f"e.no IN ({','.join('?' * len(part))})"
+                found.update((e.number, e) for e, _ in entries.select(db, where, part, scope=scope, owner=owner))
+        return found
+
+    def select(
+        self,
+        scope: Scope,
+        *,
+        session_only: bool,
+        types: Iterable[MemoryType] | None = None,
+        since: int | None = None,
+        after: int = 0,
+        last: int | None = None,
+    ) -> Iterator[Entry]:
+        """Entries of a session in the order of `seq`, or of the whole owner in the order they were written.
+
+        *after*: only those written after this number. *last*: only the newest so many, still in order.
+        """
+        where, parameters = ["e.no > ?"], [after]
+        tail = "ORDER BY e.no"
+        with self._db.read() as db:
+            owner = sessions.owner_of(db, scope)
+            if owner is None:
+                return
+            if session_only:
+                head = sessions.head(db, scope, session_id=_session_id(scope))
+                if head is None:
+                    return
+                where.append("e.session = ?")
+                parameters.append(head.session)
+                tail = "ORDER BY e.seq"
+            if types is not None:
+                numbers = [TYPE_NUMBER[t] for t in types]
+                where.append(f"e.type IN ({','.join('?' * len(numbers))})")
+                parameters.extend(numbers)
+            if since is not None:
+                where.append("e.created_at >= ?")
+                parameters.append(since)
+            rows = entries.select(
+                db,
+                " AND ".join(where),
+                parameters,
+                scope=scope,
+                owner=owner,
+                tail=tail if last is None else f"{tail} DESC LIMIT {int(last)}",
+            )
+            found = [e for e, _ in rows]
+        yield from found if last is None else reversed(found)
+
+    def features(self, owner: int) -> list[Feature]:
+        """What search reads of all of an owner's entries."""
+        with self._db.read() as db:
+            return fulltext.load(db, owner)
+
+    def session_number(self, scope: Scope) -> int | None:
+        """The number that `features` show for a session."""
+        with self._db.read() as db:
+            head = sessions.head(db, scope, session_id=_session_id(scope))
+        return None if head is None else head.session
+
+    def sessions(self, *, tenant: str, user_id: str | None) -> list[SessionInfo]:
+        with self._db.read() as db:
+            return sessions.listing(db, tenant=tenant, user_id=user_id)
+
+    def retokenize(self, version: str, terms: Callable[[Entry], tuple[int, bytes]]) -> None:
+        """Make the full text anew, with *terms* (words, term ids), if it was made by another version of the rules."""
+        with self._db.write() as db:
+            row = db.execute("SELECT value FROM meta WHERE name = 'lexical'").fetchone()
+            if row is not None and row[0] == version:
+                return
+            if row is not None:
+                anyone = Scope(session_id="-")
+                for stored in db.execute(f"{entries.SELECT}").fetchall():
+                    entry, _ = entries.entry_of(stored, scope=anyone)
+                    words, ids = terms(entry)
+                    db.execute("UPDATE features SET words = ?, terms = ? WHERE no = ?", (words, ids, entry.number))
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('lexical', ?)", (version,))
+
+    # -- vectors and the dirty set
+
+    def model(self, name: str, *, dimensions: int) -> int:
+        """The number of an embedding model; it is made known if it is new."""
+        with self._db.read() as db:
+            found = vectors.model(db, name)
+        if found is None:
+            with self._db.write() as db:
+                db.execute("INSERT OR IGNORE INTO models (name, dimensions) VALUES (?, ?)", (name, dimensions))
+                found = vectors.model(db, name)
+        assert found is not None
+        return found[0]
+
+    def models(self) -> list[tuple[str, int]]:
+        """Names and dimensions of the models whose vectors are kept here."""
+        with self._db.read() as db:
+            return list(db.execute("SELECT name, dimensions FROM models ORDER BY id"))
+
+    def forget_models(self) -> None:
+        """Drop all vectors and what is known of their models, and mark every entry as changed."""
+        with self._db.write() as db:
+            db.execute("DELETE FROM vectors")
+            db.execute("DELETE FROM models")
+            db.execute("INSERT OR REPLACE INTO dirty (no, key, version) SELECT no, key, version FROM entries")
+
+    def mark_all(self) -> None:
+        """Mark every entry as changed: the vector index is to be rebuilt, from the vectors that are kept here."""
+        with self._db.write() as db:
+            db.execute("INSERT OR REPLACE INTO dirty (no, key, version) SELECT no, key, version FROM entries")
+
+    def vectors(self, owner: int, model: int) -> list[tuple[int, bytes]]:
+        with self._db.read() as db:
+            return vectors.load(db, owner, model)
+
+    def cached_vectors(self, hashes: Sequence[bytes]) -> dict[bytes, bytes]:
+        with self._db.read() as db:
+            return vectors.cached(db, hashes)
+
+    def put_vectors(self, model: int, rows: Sequence[tuple[int, int, bytes, bytes]]) -> list[int]:
+        """Keep vectors (number, version, hash, float32 bytes); the numbers whose entry still is at that version."""
+        with self._db.write() as db:
+            return vectors.put(db, model, rows)
+
+    def claim(self, *, now: int, limit: int) -> list[Dirty]:
+        with self._db.read() as db:
+            return vectors.claim(db, now=now, limit=limit)
+
+    def clear_dirty(self, marks: Sequence[tuple[int, int]]) -> None:
+        with self._db.write() as db:
+            vectors.clear(db, marks)
+
+    def postpone(self, mark: Dirty, *, retry_at: int, error: str) -> None:
+        with self._db.write() as db:
+            vectors.postpone(db, number=mark.number, version=mark.version, retry_at=retry_at, error=error)
+
+    def retry_parked(self) -> None:
+        """Let every waiting mark be tried again now."""
+        with self._db.write() as db:
+            db.execute("UPDATE dirty SET retry_at = 0, attempts = 0 WHERE retry_at > 0")
+
+    def next_retry(self) -> int | None:
+        """When the earliest mark is due, None when nothing is marked."""
+        with self._db.read() as db:
+            found: int | None = db.execute("SELECT min(retry_at) FROM dirty").fetchone()[0]
+        return found
+
+    def totals(self, *, parked_at: int) -> dict[str, Any]:
+        """Counts over the whole folder, for `stats()`."""
+        with self._db.read() as db:
+            names = ("owners", "sessions", "entries", "vectors", "dirty")
+            found: dict[str, Any] = {n: db.execute(f"SELECT count(*) FROM {n}").fetchone()[0] for n in names}
+            found["sessions"] = db.execute("SELECT count(*) FROM sessions WHERE session_id != ''").fetchone()[0]
+            parked = db.execute("SELECT key, attempts, error FROM dirty WHERE retry_at >= ? LIMIT 20", (parked_at,))
+            found["parked"] = [{"key": k.hex(), "attempts": a, "error": e} for k, a, e in parked]
+        return found
+
+    def verify(self) -> str:
+        """What SQLite says of the file's integrity: "ok", or the first problem."""
+        with self._db.read() as db:
+            return str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
+
+
+def _session_id(scope: Scope, *, knowledge: bool = False) -> str:
+    if knowledge:
+        return KNOWLEDGE
+    assert scope.session_id is not None
+    return scope.session_id
+
+
+def _tombstones(db: sqlite3.Connection, keys: Sequence[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for start in range(0, len(keys), _CHUNK):
+        part = [bytes.fromhex(k) for k in keys[start : start + _CHUNK]]
+        rows = db.execute(f"SELECT key, version FROM tombstones WHERE key IN ({','.join('?' * len(part))})", part)
+        found.update((key.hex(), version) for key, version in rows)
+    return found
+
+
+__all__ = ["SqliteLedger"]
