@@ -146,11 +146,11 @@ def test_sessions_are_listed_by_user(run, jsonl):
 
 
 def test_stats_count_what_is_there(run, jsonl):
-    """`stats` counts entries; nothing waits after an import."""
+    """`stats` counts entries and conversations."""
     run("import", jsonl)
     facts = said(run("stats", "--json"))
     assert facts["entries"] == 5
-    assert facts["dirty"] == 0
+    assert facts["sessions"] == 2
     assert "entries" in run("stats").stdout
 
 

@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import warnings
+from typing import Any
 
 import pytest
 from langchain_classic.chains import ConversationChain
@@ -33,6 +34,7 @@ class Recorder(SimpleChatModel):
     """Answers `answer N`, and keeps what it was shown."""
 
     shown: list = Field(default_factory=list)
+    meanwhile: Any = None
 
     @property
     def _llm_type(self):
@@ -40,6 +42,8 @@ class Recorder(SimpleChatModel):
 
     def _call(self, messages, stop=None, run_manager=None, **kwargs):
         self.shown.append(messages)
+        if self.meanwhile is not None:
+            self.meanwhile()
         return f"answer {len(self.shown)}"
 
 
@@ -99,6 +103,22 @@ async def test_the_async_chain_stores_the_same(memory, view):
             assert "".join([chunk.content async for chunk in chain.astream(question, CONFIG)]) == f"answer {n}"
         await memory.aflush()
     assert transcript(memory.session("chat")) == SAID
+
+
+@pytest.mark.parametrize("view", ["context", "window", "all"])
+async def test_a_history_that_grows_or_folds_within_a_run_loses_nothing(memory, view):
+    """While the model answers, someone else writes and the window is folded: both turns of the run are stored, once."""
+    session = memory.session("chat")
+
+    def meanwhile():
+        session.add([Message("user", "from elsewhere"), Message("assistant", "noted")])
+        memory.flush()
+
+    chain = with_history(memory, Recorder(meanwhile=meanwhile), view=view)
+    for n in range(1, 5):
+        chain.invoke([HumanMessage(f"question {n}")], CONFIG)
+    await chain.ainvoke([HumanMessage("question 5")], CONFIG)
+    assert [turn for turn in transcript(session) if turn[1] not in ("from elsewhere", "noted")] == SAID[:10]
 
 
 def test_a_streamed_turn_is_stored_once(memory):
@@ -367,8 +387,8 @@ def test_it_works_inside_the_hosts_wrappers(session):
 
 @pytest.fixture
 def retriever(memory, session):
-    session.add([Message("user", "My cat is called Minka.", name="ada"), Message("user", "The cat likes trains.")])
-    session.add([Message("user", "The train left at nine."), Message("user", "A cat and a hat.")])
+    session.add([Message("user", "My cat is called Minka.", name="ada"), Message("assistant", "The cat likes trains.")])
+    session.add([Message("user", "The train left at nine."), Message("assistant", "A cat and a hat.")])
     memory.session("other", user_id="bob").add([Message("user", "Bob's cat is called Felix.")])
     return NeuralFlowRetriever(session=session)
 

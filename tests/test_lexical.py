@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuralflow_memory.errors import InputError
-from neuralflow_memory.rules.lexical import MAX_WORD, STOP_WORDS, Postings, term_ids, tokens
+from neuralflow_memory.rules.lexical import MAX_WORD, STOP_WORDS, term_ids, tokens
+from neuralflow_memory.rules.postings import Postings
 
 GERMAN = "Ich habe {} gesehen und wir sind nicht nach Hause gegangen"
 FRENCH = "Je ne sais pas où est {} dans cette ville, mais nous avons du temps"

@@ -11,7 +11,7 @@ import typer
 from neuralflow_memory.types import MemoryType, Message, Role
 
 from . import render
-from .options import JsonOption, PathOption, UserOption, opened
+from .options import JsonOption, PathOption, UserOption, opened, somebody
 
 SessionOption = Annotated[str | None, typer.Option("--session", help="Which conversation.", show_default=False)]
 
@@ -49,7 +49,7 @@ def search(
     json_: JsonOption = False,
 ) -> None:
     """Search everything a user ever said and was told, or one conversation; best first, and why."""
-    _somebody(user, session)
+    somebody(path, user=user, session=session)
     wanted = _json_filter(filter_)
     with opened(path) as memory:
         hits = memory.session(session, user_id=user).search(
@@ -63,9 +63,10 @@ def search(
         )
     if json_:
         typer.echo(render.as_json(hits))
-    elif hits:
-        render.out().print(render.hits_table(hits))
-    else:
+        return
+    for rank, hit in enumerate(hits, 1):
+        render.out().print(render.hit_view(hit, rank=rank))
+    if not hits:
         typer.echo("Nothing found.")
 
 
@@ -83,18 +84,13 @@ def context(
     json_: JsonOption = False,
 ) -> None:
     """Show what a model would be sent now: the messages, what fills the budget, and what was left out and why."""
-    _somebody(user, session)
+    somebody(path, user=user, session=session)
     with opened(path) as memory:
         result = memory.session(session, user_id=user).context(query, max_tokens=max_tokens)
     if json_:
         typer.echo(render.as_json(result))
     else:
         render.out().print(render.context_view(result))
-
-
-def _somebody(user: str | None, session: str | None) -> None:
-    if user is None and session is None:
-        raise typer.BadParameter("say whose memory is meant: --user, --session, or both")
 
 
 def _json_filter(text: str | None) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,7 +24,7 @@ from .demo_stage import Stage
 if TYPE_CHECKING:
     from neuralflow_memory.memory import Memory
 
-_SMALL = {
+_SMALL: dict[str, Any] = {
     "budget": {"total": 2000, "conversation": 1000, "summary": 500},
     "pruning": {
         "max_context_items": 4,
@@ -78,7 +78,9 @@ def demo(
         before = _first_life(chat, where=where, clock=clock, console=console, animate=not fast and console.is_terminal)
         after, whole = _second_life(chat, where=where, clock=clock, console=console)
     if path is not None:
-        console.print(f"The memory stays: neuralflow-memory search 'whose sofa' --user {chat.user_id} --path {path}\n")
+        console.print(
+            Text(f"The memory stays: neuralflow-memory search 'whose sofa' --user {chat.user_id} --path {path}\n")
+        )
     if not _verdict(before, after, whole=whole, console=console):
         raise typer.Exit(1)
 

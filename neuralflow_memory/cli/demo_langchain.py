@@ -39,4 +39,4 @@ def langchain_talk(session: Session, *, reply: Callable[[str], str]) -> Callable
         # The chain class is deprecated and still what many run; that is theirs to know, not the demo's to repeat.
         warnings.simplefilter("ignore", LangChainDeprecationWarning)
         chain = ConversationChain(llm=ScriptedChatModel(reply=reply), memory=NeuralFlowMemory(session=session))
-    return lambda text: str(chain.predict(input=text))
+    return lambda text: str(chain.invoke({"input": text})["response"])

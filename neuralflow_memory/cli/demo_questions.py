@@ -17,7 +17,7 @@ from .demo_chat import Question
 if TYPE_CHECKING:
     from neuralflow_memory.session import Session
 
-_SHOWN = 3
+_SHOWN = 3  # hits of a question on screen, beside its evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,6 @@ class Answer:
     def complete(self) -> bool:
         """Whether all of the evidence is among the hits."""
         return set(self.question.evidence) <= set(self.found)
-
-    @property
-    def ranks(self) -> list[int]:
-        """Where the evidence stands among the hits, from 1."""
-        return sorted(self.found.index(e) + 1 for e in self.question.evidence if e in self.found)
 
 
 def ask(question: Question, *, session: Session, known: Mapping[tuple[str, str], str]) -> Answer:
@@ -67,15 +62,15 @@ def lost(before: Sequence[Answer], after: Sequence[Answer]) -> list[str]:
 
 def show(answer: Answer, *, console: Console) -> None:
     """Print a question, its answer, the turns found, and the size of the prompt."""
-    found = zip(answer.hits, answer.found, strict=True)
-    evidence = {hit.entry.key for hit, turn in found if turn in answer.question.evidence}
-    shown = [hit for rank, hit in enumerate(answer.hits) if rank < _SHOWN or hit.entry.key in evidence]
-    inside = sum(1 for c in answer.context.report if c.part == "hit" and c.included)
     console.print(Text(answer.question.text, style="bold"))
     console.print(Text.assemble(("scripted model: ", "dim"), render.said(scripted_answer(answer.hits))))
-    console.print(render.hits_table(shown, marked=evidence, limit=90))
+    for rank, (hit, turn) in enumerate(zip(answer.hits, answer.found, strict=True), 1):
+        evidence = turn in answer.question.evidence
+        if evidence or rank <= _SHOWN:
+            console.print(render.hit_view(hit, rank=rank, evidence=evidence, limit=100))
+    inside = sum(1 for c in answer.context.report if c.part == "hit" and c.included)
     size = f"prompt: {answer.context.tokens:,} of {answer.context.budget:,} tokens, {inside} found turns in it"
-    console.print(Text(f"{size}; evidence at rank {', '.join(map(str, answer.ranks)) or 'none'}", style="dim"))
+    console.print(Text(size, style="dim"))
     if not answer.complete:
-        console.print(Text("not all of the evidence was found", style="bold red"))
+        console.print(Text("not all of the evidence is among the hits", style="bold red"))
     console.print()

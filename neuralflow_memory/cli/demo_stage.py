@@ -34,13 +34,14 @@ class Stage:
         self._turns = 0
         self._folds_before = 0
         self._prompts: list[int] = []
+        self._verbatim: list[int] = []
         self._hosts: dict[str, None] = {}
         self._fullest: Context | None = None
 
     @contextmanager
     def session(self, session: DemoSession, *, number: int, of: int) -> Iterator[None]:
         """Announce a session, follow it, and sum it up."""
-        self._prompts, self._hosts, self._fullest = [], {}, None
+        self._prompts, self._verbatim, self._hosts, self._fullest = [], [], {}, None
         self._folds_before = self._folds()
         self._title = f"{number + 1} of {of}: {session.title}, {session.turns[0].at:%d %B %Y}"
         if self._live is None:
@@ -59,6 +60,7 @@ class Stage:
         self._hosts[host] = None
         self._turns += 2
         context = session.context()
+        self._verbatim.append(render.spent(context)["turn"])
         if self._fullest is None or context.tokens >= self._fullest.tokens:
             self._fullest = context
         if self._live is not None:
@@ -79,14 +81,18 @@ class Stage:
         return Panel(lines, title=self._title, title_align="left")
 
     def _sum_up(self, turns: int) -> None:
+        self._memory.flush()  # folds run in the background
         folds = self._folds() - self._folds_before
         self._console.print(Text(self._title, style="bold"))
+        self._console.print(f"  {turns} turns through {' then '.join(self._hosts)}, {folds} folds")
+        self._console.print(f"  prompts of {min(self._prompts):,} to {max(self._prompts):,} tokens")
+        top = self._memory.settings.pruning.max_context_tokens
+        filling = render.sparkline(self._verbatim, top=top)
         self._console.print(
-            f"  {turns} turns through {' then '.join(self._hosts)}; {folds} folds; prompts of {min(self._prompts):,} to "
-            f"{max(self._prompts):,} tokens; at its fullest:"
+            Text.assemble("  verbatim turns: ", (filling, "green"), f" of {top:,} tokens, a drop is a fold")
         )
         if self._fullest is not None:
-            self._console.print(Text.assemble("  ", render.budget_bar(self._fullest, width=32)))
+            self._console.print(Text.assemble("  ", render.budget_bar(self._fullest, width=32), " at its fullest"))
             self._console.print(Text.assemble("  ", render.legend(self._fullest)))
 
     def _folds(self) -> int:

@@ -7,22 +7,20 @@ import sqlite3
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from neuralflow_memory.errors import NeuralFlowError
+from neuralflow_memory.errors import FolderInUse, NeuralFlowError
 
 from . import render
-from .options import JsonOption, PathOption, folder, opened
-
-if TYPE_CHECKING:
-    from neuralflow_memory.types import SessionInfo
+from .options import JsonOption, PathOption, opened, settings
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "langchain": ("langchain-core", "langchain-classic"),
@@ -101,17 +99,32 @@ def _versions(found: Mapping[str, str | None]) -> str:
 
 def _folder(path: Path | None) -> Iterator[Finding]:
     try:
-        where = folder(path)
+        where = settings(path).path
         if not where.exists():
             yield Finding("note", "folder", f"{where} does not exist yet; the first `add` or `import` makes it")
             return
         with opened(path) as memory:
-            facts, sessions = memory.stats(), memory.sessions()
+            facts = memory.stats(verify=True)
+            twins = _twins(memory.path)
+    except FolderInUse as error:
+        yield Finding("note", "folder", f"{error}; until then it can't be looked into")
+        return
     except NeuralFlowError as error:
         yield Finding("wrong", "folder", str(error))
         return
     yield from state(facts)
-    yield from pairs(sessions)
+    yield from pairs(twins)
+
+
+def _twins(folder: Path) -> list[tuple[str, str | None]]:
+    """Session ids that exist without a user, with all that have them: only the ledger's file knows all users."""
+    from neuralflow_memory.settings import LEDGER_FILE
+
+    every = "SELECT o.tenant, s.session_id, o.user_id FROM sessions s JOIN owners o ON o.id = s.owner WHERE s.session_id != ''"
+    query = f"""WITH every AS ({every}) SELECT e.session_id, e.user_id FROM every e
+        JOIN every n ON n.tenant = e.tenant AND n.session_id = e.session_id AND n.user_id IS NULL"""
+    with closing(sqlite3.connect(f"{(folder / LEDGER_FILE).resolve().as_uri()}?mode=ro", uri=True)) as db:
+        return db.execute(query).fetchall()
 
 
 def state(facts: Mapping[str, Any]) -> Iterator[Finding]:
@@ -134,17 +147,17 @@ def state(facts: Mapping[str, Any]) -> Iterator[Finding]:
     yield Finding("ok" if embedder else "note", "embedder", str(embedder) if embedder else by_words)
 
 
-def pairs(sessions: Iterable[SessionInfo]) -> Iterator[Finding]:
-    """Point at session ids that exist with and without a user, which are different conversations."""
-    users: dict[tuple[str, str], set[str | None]] = defaultdict(set)
-    for session in sessions:
-        users[session.tenant, session.session_id].add(session.user_id)
-    for (_, session_id), owners in sorted(users.items()):
-        if None in owners and len(owners) > 1:
-            others = ", ".join(sorted(u for u in owners if u is not None)[:3])
+def pairs(sessions: Iterable[tuple[str, str | None]]) -> Iterator[Finding]:
+    """Point at ids of (session id, user) that exist with and without a user, which are different conversations."""
+    users: dict[str, set[str | None]] = defaultdict(set)
+    for session_id, user_id in sessions:
+        users[session_id].add(user_id)
+    for session_id, owners in sorted(users.items()):
+        named = sorted(user for user in owners if user is not None)
+        if named and None in owners:
             yield Finding(
                 "note",
                 "two chats, one id",
-                f"session {session_id!r} exists with and without a user ({others}); they are different conversations: "
-                "pass user_id everywhere, or nowhere",
+                f"session {session_id!r} exists with and without a user ({', '.join(named[:3])}); they are different "
+                "conversations: pass user_id everywhere, or nowhere",
             )

@@ -92,8 +92,11 @@ def _by_conversation(turns: Iterable[Turn]) -> dict[tuple[str | None, str], list
 
 
 def _wait(memory: Memory, *, progress: Progress) -> None:
-    """Wait until all is indexed, showing how far it is."""
-    waiting = int(memory.stats()["dirty"])
+    """Wait until all is indexed, showing how far it is; without an embedder there is nothing to wait for."""
+    facts = memory.stats()
+    if facts["embedder"] is None:
+        return
+    waiting = int(facts["dirty"])
     indexing = progress.add_task("indexing", total=waiting)
     with ThreadPoolExecutor(1) as thread:
         flushed = thread.submit(memory.flush)

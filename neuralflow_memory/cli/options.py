@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from neuralflow_memory.config import Settings
 from neuralflow_memory.errors import FolderError
+
+from . import render
 
 if TYPE_CHECKING:
     from neuralflow_memory.memory import Memory
 
 PathOption = Annotated[
     Path | None,
-    typer.Option("--path", help="The memory's folder; otherwise NEURALFLOW_PATH, or ./memory.", show_default=False),
+    typer.Option(
+        "--path",
+        help="The memory's folder, or a .toml or .yaml file of options; otherwise NEURALFLOW_PATH, or ./memory.",
+        show_default=False,
+    ),
 ]
 UserOption = Annotated[str | None, typer.Option("--user", help="Whose memory.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
-def folder(path: Path | None) -> Path:
-    """Return the folder that is meant: *path*, or what the settings say."""
-    from neuralflow_memory.settings import load_settings
+def settings(path: Path | None) -> Settings:
+    """Return what arguments, `NEURALFLOW_*` and a file of options say."""
+    from neuralflow_memory.settings import read_settings
 
-    return load_settings(path).path
+    return read_settings(path)
 
 
 @contextmanager
-def opened(path: Path | None, *, create: bool = False, **options: Any) -> Iterator[Memory]:
+def opened(path: Path | None, *, create: bool = False) -> Iterator[Memory]:
     """Open the memory, and close it at the end.
 
     Raises:
@@ -39,11 +47,22 @@ def opened(path: Path | None, *, create: bool = False, **options: Any) -> Iterat
     """
     from neuralflow_memory import open_memory
 
-    where = folder(path)
-    if not create and not where.exists():
+    chosen = settings(path)
+    if not create and not chosen.path.exists():
         raise FolderError(
-            f"there is no memory at {where}; give its folder with --path, or make one with `add` or `import`",
-            path=str(where),
+            f"there is no memory at {chosen.path}; give its folder with --path, or make one with `add` or `import`",
+            path=str(chosen.path),
         )
-    with open_memory(where, **options) as memory:
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("default")
+        memory = open_memory(chosen)
+    for note in notes:
+        render.err().print(render.said(f"Note: {note.message}", style="yellow"), soft_wrap=True)
+    with memory:
         yield memory
+
+
+def somebody(path: Path | None, *, user: str | None, session: str | None) -> None:
+    """Make sure that a user or a session is named, here or in the settings."""
+    if user is None and session is None and settings(path).user_id is None:
+        raise typer.BadParameter("say whose memory is meant: --user, --session, or both")

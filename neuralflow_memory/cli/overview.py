@@ -9,7 +9,7 @@ from .options import JsonOption, PathOption, UserOption, opened
 
 
 def sessions(*, user: UserOption = None, path: PathOption = None, json_: JsonOption = False) -> None:
-    """List conversations, of one user or of all."""
+    """List a user's conversations, latest first; without --user, those that belong to nobody."""
     with opened(path) as memory:
         found = memory.sessions(user_id=user)
     if json_:

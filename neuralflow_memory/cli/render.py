@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -55,23 +56,24 @@ def signals(values: Mapping[str, float], *, most: int = 4) -> str:
     return "  ".join(f"{name} {value:.2f}" for name, value in strongest[:most])
 
 
-def hits_table(hits: Sequence[Hit], *, marked: Iterable[str] = (), limit: int = 160) -> Table:
-    """One row a hit, best first. Keys of entries in *marked* are shown as the evidence that was looked for."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("", "score", "when", "session", "said", "why"):
-        table.add_column(name, no_wrap=name in {"score", "when"}, overflow="fold", ratio=1 if name == "said" else None)
-    wanted = set(marked)
-    for hit in hits:
-        entry = hit.entry
-        table.add_row(
-            Text("✓", style="bold green") if entry.key in wanted else "",
-            f"{hit.score:.2f}",
-            f"{entry.created_at:%d %b %Y}",
-            said(entry.scope.session_id or "", limit=40),
-            Text.assemble((f"{entry.role or entry.type}: ", "dim"), said(entry.content, limit=limit)),
-            Text(signals(hit.signals), style="dim"),
-        )
-    return table
+def hit_view(hit: Hit, *, rank: int, evidence: bool = False, limit: int = 200) -> RenderableType:
+    """A hit in two parts: where it stands and why, then what was said. *evidence*: it is what was looked for."""
+    entry = hit.entry
+    facts = Text.assemble(
+        (f"{rank:>3} ", "dim"),
+        ("✓ " if evidence else "  ", "bold green"),
+        (f"{hit.score:.2f}", "bold"),
+        f"  {entry.created_at:%d %b %Y}  ",
+        said(entry.scope.session_id or "knowledge", limit=40, style="cyan"),
+        (f"  {signals(hit.signals)}", "dim"),
+    )
+    words = Text.assemble((f"{entry.role or entry.type}: ", "dim"), said(entry.content, limit=limit))
+    return Group(facts, Padding(words, (0, 0, 0, 6)))
+
+
+def sparkline(values: Sequence[float], *, top: float) -> str:
+    """One character a value, from empty to *top*."""
+    return "".join("▁▂▃▄▅▆▇█"[min(int(value / top * 8), 7)] for value in values)
 
 
 def spent(context: Context) -> dict[str, int]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..protocols import Feature, Ledger
-from ..rules.lexical import Postings
+from ..rules.postings import Postings
 from ..types import Entry, Message, Scope
 
 _FOREVER = np.iinfo(np.int64).max
