@@ -81,12 +81,13 @@ class AccessPolicy(Protocol):
 class Record:
     """An entry as it is to stand in the ledger, with what search needs of it.
 
-    `terms` are the bytes of its uint32 term ids, in order (`rules.lexical.term_ids`); `words` counts its
-    whitespace-separated words.
+    `words` counts its whitespace-separated words; `question`: it ends with a question mark; `terms` are the bytes of its
+    uint32 term ids, in order (`rules.lexical.term_ids`).
     """
 
     entry: Entry
     words: int
+    question: bool
     terms: bytes
 
     def feature(self, *, session: int) -> Feature:
@@ -103,12 +104,13 @@ class Record:
             None if entry.expires_at is None else microseconds(entry.expires_at),
             entry.importance,
             self.words,
+            self.question,
             self.terms,
         )
 
 
-Feature = tuple[int, int, int, int, str | None, str | None, int, int | None, float, int, bytes]
-"""Number, session, seq, type, speaker, agent, created_at, expires_at (microseconds), importance, words, terms."""
+Feature = tuple[int, int, int, int, str | None, str | None, int, int | None, float, int, bool, bytes]
+"""Number, session, seq, type, speaker, agent, created_at, expires_at (microseconds), importance, words, question, terms."""
 
 OnConflict = Literal["raise", "replace", "ignore"]
 
@@ -250,8 +252,8 @@ class Ledger(Protocol):
         """Sessions of a user, or of the userless ones, latest first."""
         ...
 
-    def retokenize(self, version: str, terms: Callable[[Entry], tuple[int, bytes]]) -> None:
-        """Make the full text anew, with *terms* (words, term ids), if it was made by another version of the rules."""
+    def retokenize(self, version: str, terms: Callable[[Entry], Record]) -> None:
+        """Make the full text anew, with *terms*, if it was made by another version of the rules."""
         ...
 
     def model(self, name: str, *, dimensions: int) -> int:

@@ -28,7 +28,7 @@ from .errors import ConfigError, FolderError, ModelMismatch, StorageError
 from .memory import Core, Memory
 from .models.extractive import ExtractiveSummarizer
 from .models.tokens import token_counter
-from .pipeline.parts import Parts, searchable
+from .pipeline.parts import Parts, recorded
 from .pipeline.resident import Residents
 from .protocols import AccessPolicy, Clock, Embedder, EntryStore, Ledger, Summarizer, TokenCounter
 from .rules.lexical import VERSION as LEXICAL_VERSION
@@ -150,7 +150,9 @@ def read_settings(source: str | os.PathLike[str] | Settings | None = None, **opt
         base = source.model_dump()
         for name, value in options.items():
             new = value.model_dump() if isinstance(value, BaseModel) else value
-            base[name] = {**base[name], **new} if isinstance(new, Mapping) and isinstance(base.get(name), dict) else new
+            base[name] = (
+                _laid(new, base[name]) if isinstance(new, Mapping) and isinstance(base.get(name), dict) else new
+            )
         return _validated(lambda: Settings.model_validate(base))
     file: Path | None = None
     if source is not None:
@@ -201,15 +203,21 @@ def _sources(file: Path | None) -> type[Settings]:
 
 
 def _same(opened: _Opened, settings: Settings, parts: Mapping[str, Any]) -> None:
-    """Raise `ConfigError`, naming the difference, unless the folder is open with just these options and parts."""
-    now, then = settings.model_dump(), opened.settings.model_dump()
-    different = [n for n in now if n != "path" and now[n] != then[n]]
+    """Raise `ConfigError`, naming the difference, where what is asked for is not what the folder is open with."""
+    asked, then = settings.model_dump(exclude_unset=True, exclude={"path"}), opened.settings.model_dump()
+    different = [
+        n for n, value in asked.items() if (_laid(value, then[n]) if isinstance(value, dict) else value) != then[n]
+    ]
     different += [n for n in _PARTS if parts.get(n) is not None and parts[n] is not opened.parts.get(n)]
     if different:
         raise ConfigError(
             f"{settings.path} is open in this process with other options ({', '.join(different)} differ); "
             "use the same ones, or close it first"
         )
+
+
+def _laid(new: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    return {**base, **new}
 
 
 def _close_handle(core: Core) -> None:
@@ -238,7 +246,7 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
             from .storage.chroma import ChromaStore
 
             store = ChromaStore(folder / CHROMA_FOLDER)
-        ledger.retokenize(_lexical_version(), searchable)
+        ledger.retokenize(_lexical_version(), recorded)
         floor = ExtractiveSummarizer(counter)
         parts = Parts(
             settings=settings,

@@ -288,6 +288,25 @@ def test_doctor_fails_on_a_folder_that_is_no_memory(run, tmp_path):
     assert "wrong" in {f["level"] for f in json.loads(result.stdout)}
 
 
+def test_doctor_says_when_another_process_has_the_folder(run, tmp_path):
+    """A folder in use is not damaged: doctor names the state and exits with 0."""
+    run("add", "Hello.", "--session", "s")
+    code = (
+        f"from neuralflow_memory import open_memory\nwith open_memory({str(tmp_path / 'memory')!r}, embedder='none'):\n"
+        "    print('open', flush=True)\n    input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "open\n"
+        findings = {f["name"]: f for f in said(run("doctor", "--json"))}
+        result = run("stats", code=1)
+        other.communicate("\n")
+    assert findings["folder"]["level"] == "note"
+    assert str(other.pid) in findings["folder"]["detail"]
+    assert result.stderr.startswith("Error: ")
+
+
 def test_doctor_points_at_one_session_id_with_and_without_a_user(run):
     """session("x") and session("x", user_id="ada") are different chats, which is easily overlooked."""
     run("add", "Hello.", "--session", "x")
@@ -389,6 +408,18 @@ def test_the_command_line_starts_light():
     heavy = ("chromadb", "torch", "sentence_transformers", "tiktoken", "langchain_core", "llama_index", "google.genai")
     code = f"import sys, neuralflow_memory.cli; print([n for n in {heavy} if n in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_what_was_left_out_is_told_by_reason():
+    """A long report is summed up: each turn that is in, and how many are not, and why."""
+    inside = [Candidate("turn", "first", 10, included=True, reason="recent")]
+    outside = [Candidate("hit", f"id-{i}", 7, included=False, reason="no room left") for i in range(30)]
+    context = Context((Message("user", "hello"),), 10, 20, (*inside, *outside))
+    lines = shown(render.context_view(context)).splitlines()
+    (summed,) = [line for line in lines if "no room left" in line]
+    assert "30 more" in summed
+    assert "210" in summed
+    assert any("first" in line and "recent" in line for line in lines)
 
 
 def shown(renderable, width=100):

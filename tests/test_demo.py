@@ -77,6 +77,18 @@ def test_the_demo_refuses_a_folder_that_is_not_empty(tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["note.txt"]
 
 
+@pytest.mark.parametrize(("library", "extra"), [("langchain_classic", "langchain"), ("llama_index", "llama-index")])
+def test_the_demo_says_which_host_is_missing(library, extra, tmp_path):
+    """Without one of the hosts it tells how to install it, before anything is played."""
+    code = f"import sys; sys.modules[{library!r}] = None; from neuralflow_memory.cli import main; main()"
+    command = [sys.executable, "-c", code, "demo", "--path", str(tmp_path / "memory")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 1
+    assert f"pip install 'neuralflow-memory[{extra}]'" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "memory").exists()
+
+
 @pytest.mark.slow
 def test_the_demo_finds_all_evidence_and_keeps_the_memory(tmp_path):
     """As a user runs it: both hosts play, the budget folds, and every question's evidence is found, twice."""

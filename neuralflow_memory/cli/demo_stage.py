@@ -31,6 +31,7 @@ class Stage:
         self._memory = memory
         self._console = console
         self._live = Live(console=console, auto_refresh=False, transient=True) if animate else None
+        self._title = ""
         self._turns = 0
         self._folds_before = 0
         self._prompts: list[int] = []

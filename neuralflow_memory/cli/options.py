@@ -54,7 +54,6 @@ def opened(path: Path | None, *, create: bool = False) -> Iterator[Memory]:
             path=str(chosen.path),
         )
     with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("default")
         memory = open_memory(chosen)
     for note in notes:
         render.err().print(render.said(f"Note: {note.message}", style="yellow"), soft_wrap=True)

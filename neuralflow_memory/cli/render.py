@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from neuralflow_memory.types import Context, Hit, Message, SessionInfo
+from neuralflow_memory.types import Candidate, Context, Hit, Message, SessionInfo
 
 PARTS: dict[str, tuple[str, str]] = {
     "system": ("magenta", "task"),
@@ -110,16 +110,29 @@ def legend(context: Context) -> Text:
 
 
 def context_view(context: Context) -> RenderableType:
-    """A context as the model sees it, and the report of why."""
+    """A context as the model sees it, and the report of why; what was left out for one reason is one row."""
     report = Table(title="what was considered", title_justify="left", box=None, pad_edge=False, header_style="dim")
     for name in ("part", "id", "tokens", "in", "why"):
         report.add_column(name, justify="right" if name == "tokens" else "left", overflow="fold")
+    left_out: dict[tuple[str, str], list[Candidate]] = {}
     for c in context.report:
-        mark = Text("yes", style="green") if c.included else Text("no", style="red")
-        part = Text(PARTS[c.part][1], style=PARTS[c.part][0])
-        report.add_row(part, said(c.id, limit=36), f"{c.tokens:,}", mark, said(c.reason))
+        if c.included:
+            report.add_row(
+                _part(c.part), said(c.id, limit=36), f"{c.tokens:,}", Text("yes", style="green"), said(c.reason)
+            )
+        else:
+            left_out.setdefault((c.part, c.reason), []).append(c)
+    for (part, reason), group in left_out.items():
+        which = said(group[0].id, limit=36) if len(group) == 1 else Text(f"{len(group)} more", style="dim")
+        tokens = sum(c.tokens for c in group)
+        report.add_row(_part(part), which, f"{tokens:,}", Text("no", style="red"), said(reason))
     messages = [Text.assemble((f"{m.role}: ", "bold"), said(m.text)) for m in context.messages]
     return Group(*messages, "", report, "", budget_bar(context), legend(context))
+
+
+def _part(part: str) -> Text:
+    colour, name = PARTS[part]
+    return Text(name, style=colour)
 
 
 def sessions_table(sessions: Sequence[SessionInfo]) -> Table:

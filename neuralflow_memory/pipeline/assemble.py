@@ -6,7 +6,7 @@ with what is left. Everything considered is in the report, in or out, and why.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal
@@ -183,7 +183,7 @@ def _shrink(parts: Parts, plan: _Plan, rows: Sequence[int]) -> None:
 
 def _truncated(parts: Parts, message: Message, tokens: int) -> Message | None:
     """*message* with its text cut at the end so that it costs at most *tokens*; None if even a word does not fit."""
-    text = message.text
+    text = message.text or " ".join(f"[{b['type']}]" for b in message.content if isinstance(b, Mapping))
     low, high = 0, len(text)
     fitted: Message | None = None
     while low <= high:
@@ -211,6 +211,8 @@ def _older(plan: _Plan, *, room: int, cap: int) -> None:
     newest = max((row for row in plan.chosen if plan.messages[row].role == "user"), default=len(plan.messages))
     opening = {row for row in plan.chosen if plan.messages[row].role in ("system", "developer")}
     room = min(room, cap - sum(plan.costs[row] for row in plan.chosen if row not in opening))
+    if not starts:
+        return
     older = [
         (start, end) for start, end in zip(starts, [*starts[1:], len(plan.messages)], strict=True) if start < newest
     ]

@@ -14,7 +14,7 @@ from ..protocols import StoredWindow
 from ..rules.budget import items, units
 from ..types import CompactionReport, Entry, MemoryType, Message, Scope
 from .ingest import over_limits
-from .parts import Parts
+from .parts import Parts, recorded
 
 _TRIES = 3  # a fold that was overtaken by a change starts again
 _SUMMARY_SHARE = 0.75  # of budget.summary; the rest is for what is pinned beside it
@@ -147,7 +147,7 @@ def _commit(parts: Parts, scope: Scope, before: StoredWindow, folded: Sequence[E
     with resident.lock:
         assert scope.session_id is not None
         try:
-            record = parts.ledger.fold(scope, folded=folded, before=before, summary=parts.record(summary))
+            record = parts.ledger.fold(scope, folded=folded, before=before, summary=recorded(summary))
         except BaseException:
             resident.forget()
             raise

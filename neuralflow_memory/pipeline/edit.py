@@ -14,7 +14,7 @@ from ..protocols import Record
 from ..rules.filters import parse
 from ..types import Entry, MemoryType, Message, Scope, microseconds, same_content, utc
 from .ingest import Messages, listed, take, turn
-from .parts import Parts
+from .parts import Parts, recorded
 
 _CHANGEABLE = frozenset({"content", "metadata", "tags", "category", "source", "importance", "expires_at"})
 
@@ -122,7 +122,7 @@ def update(parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, p
             new.update(content=message.text, blocks=blocks, payload=None, tokens=parts.count(message))
         after = replace(before, **new, updated_at=parts.clock())
         try:
-            record, session = parts.ledger.change(scope, parts.record(after))
+            record, session = parts.ledger.change(scope, recorded(after))
             if resident.index is not None:
                 resident.index.put(record.feature(session=session))
             if before.scope.session_id is not None:

@@ -10,7 +10,7 @@ from uuid import uuid4
 from ..errors import InputError, MessageError
 from ..protocols import OnConflict, Record
 from ..types import Entry, MemoryType, Message, Scope, microseconds, utc
-from .parts import Parts
+from .parts import Parts, recorded
 
 Messages = str | Message | Iterable[str | Message]
 INJECTED = ("neuralflow", "context")
@@ -93,7 +93,7 @@ def remember(
     with resident.lock:
         try:
             done = parts.ledger.append(
-                scope, [parts.record(entry)], on_conflict="raise", now=microseconds(now), knowledge=True
+                scope, [recorded(entry)], on_conflict="raise", now=microseconds(now), knowledge=True
             )
             take(parts, scope, done.written, session=done.session)
         except BaseException:
@@ -139,7 +139,7 @@ def turn(parts: Parts, scope: Scope, message: Message, *, now: datetime) -> Reco
         metadata=message.metadata,
         tokens=parts.count(message),
     )
-    return parts.record(entry)
+    return recorded(entry)
 
 
 def take(parts: Parts, scope: Scope, written: Sequence[Record], *, session: int) -> None:

@@ -61,15 +61,12 @@ class Parts:
         """The session's window; hold its resident's lock."""
         return self.residents.of(scope).window(scope, count=self.count)
 
-    def record(self, entry: Entry) -> Record:
-        """*entry* with what search needs of it."""
-        words, terms = searchable(entry)
-        return Record(entry, words, terms)
+
+def recorded(entry: Entry) -> Record:
+    """*entry* with what search needs of it."""
+    text = entry.content
+    question = text.rstrip().endswith(("?", "？", "؟"))
+    return Record(entry, len(text.split()), question, term_ids(text).astype("<u4").tobytes())
 
 
-def searchable(entry: Entry) -> tuple[int, bytes]:
-    """How many words an entry has, and its term ids: what the ledger keeps for full text."""
-    return len(entry.content.split()), term_ids(entry.content).astype("<u4").tobytes()
-
-
-__all__ = ["Parts", "searchable"]
+__all__ = ["Parts", "recorded"]

@@ -75,7 +75,7 @@ def ranked(parts: Parts, scope: Scope, query: str, *, principal: str | None, con
         allowed = _allowed(parts, scope, index, conditions, session=session)
         signals = _signals(index, query, question, near)
         scores = ranking.combine(signals, ranking.Weights())
-        allowed &= scores > 0
+        allowed &= (signals["lexical"] > 0) | (signals.get("dense", signals["lexical"]) > 0)
         numbers = index.number.copy()
     for top in _tops(scores, allowed):
         found = parts.ledger.by_numbers(scope, numbers[top].tolist())
@@ -176,15 +176,24 @@ def _near(parts: Parts, scope: Scope, question: npt.NDArray[np.float32] | None) 
 def _signals(
     index: ScopeIndex, query: str, question: npt.NDArray[np.float32] | None, near: dict[int, float] | None
 ) -> dict[str, ranking.Scores]:
-    signals = {"lexical": ranking.relative(index.postings.bm25(term_ids(query), alive=index.alive))}
+    """The signals of `ranking.Weights`, each of shape (rows,); without a vector of the question, those of words."""
+    terms = term_ids(query)
+    signals = {
+        "lexical": ranking.relative(index.postings.bm25(terms)),
+        "session": ranking.relative(index.postings.grouped(terms, index.place))[index.place],
+        "length": ranking.length(index.words),
+        "statement": ranking.statement(index.question, index.words),
+    }
     if near is not None:
         dense = np.zeros(index.rows, np.float32)
         for number, similarity in near.items():
-            dense[index.row_of[number]] = max(0.0, similarity)
-        signals["dense"] = dense
+            if number in index.row_of:
+                dense[index.row_of[number]] = max(0.0, similarity)
     elif question is not None and len(index.vectors):
-        signals["dense"] = np.maximum(index.vectors @ question, 0.0)
-    return signals
+        dense = np.maximum(index.vectors @ question, 0.0)
+    else:
+        return signals
+    return {"dense": dense, "next": np.where(index.after >= 0, dense[index.after], 0.0), **signals}
 
 
 __all__ = ["Conditions", "Within", "ranked", "search"]

@@ -13,9 +13,10 @@ from ...protocols import Feature
 from .schema import OWNER_SHIFT
 
 _PUT = (
-    "INSERT INTO features VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (no) DO UPDATE SET "
+    "INSERT INTO features VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (no) DO UPDATE SET "
     "speaker = excluded.speaker, agent_id = excluded.agent_id, created_at = excluded.created_at, "
-    "expires_at = excluded.expires_at, importance = excluded.importance, words = excluded.words, terms = excluded.terms"
+    "expires_at = excluded.expires_at, importance = excluded.importance, words = excluded.words, "
+    "question = excluded.question, terms = excluded.terms"
 )
 
 

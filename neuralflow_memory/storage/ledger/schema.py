@@ -42,7 +42,7 @@ _TABLES = (
     """CREATE TABLE features (
         no INTEGER PRIMARY KEY, session INTEGER NOT NULL, seq INTEGER NOT NULL, type INTEGER NOT NULL, speaker TEXT,
         agent_id TEXT, created_at INTEGER NOT NULL, expires_at INTEGER, importance REAL NOT NULL,
-        words INTEGER NOT NULL, terms BLOB NOT NULL)""",
+        words INTEGER NOT NULL, question INTEGER NOT NULL, terms BLOB NOT NULL)""",
     # The embedding cache: by entry, found again by the hash of owner, model and text.
     "CREATE TABLE vectors (no INTEGER PRIMARY KEY, model INTEGER NOT NULL, hash BLOB NOT NULL, vector BLOB NOT NULL)",
     "CREATE INDEX vectors_by_hash ON vectors (hash)",

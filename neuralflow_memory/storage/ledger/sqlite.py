@@ -378,8 +378,8 @@ class SqliteLedger:
         with self._db.read() as db:
             return sessions.listing(db, tenant=tenant, user_id=user_id)
 
-    def retokenize(self, version: str, terms: Callable[[Entry], tuple[int, bytes]]) -> None:
-        """Make the full text anew, with *terms* (words, term ids), if it was made by another version of the rules."""
+    def retokenize(self, version: str, terms: Callable[[Entry], Record]) -> None:
+        """Make the full text anew, with *terms*, if it was made by another version of the rules."""
         with self._db.write() as db:
             row = db.execute("SELECT value FROM meta WHERE name = 'lexical'").fetchone()
             if row is not None and row[0] == version:
@@ -388,8 +388,7 @@ class SqliteLedger:
                 anyone = Scope(session_id="-")
                 for stored in db.execute(f"{entries.SELECT}").fetchall():
                     entry, _ = entries.entry_of(stored, scope=anyone)
-                    words, ids = terms(entry)
-                    db.execute("UPDATE features SET words = ?, terms = ? WHERE no = ?", (words, ids, entry.number))
+                    db.execute("UPDATE features SET terms = ? WHERE no = ?", (terms(entry).terms, entry.number))
             db.execute("INSERT OR REPLACE INTO meta VALUES ('lexical', ?)", (version,))
 
     # -- vectors and the dirty set

@@ -1,0 +1,55 @@
+# Everything a newcomer or a CI needs, in one place. A target sets up what it uses; `make` alone lists the targets.
+
+VENV := .venv
+PYTHON = $(VENV)/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# The first interpreter that runs, is new enough and can make an environment. A name in PATH may be a mere stub.
+FIND_PYTHON = for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint typing docs notebooks clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' \
+		| while IFS='|' read -r name what; do printf '  %-10s %s\n' "$$name" "$$what"; done
+
+setup: $(VENV)/.installed ## Make .venv with everything installed (all the others do this first)
+
+# pip knows --group since 25.1, so the pinned pip comes first.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c '' 2>/dev/null || { rm -rf $(VENV); python=$$($(FIND_PYTHON)); \
+		test -n "$$python" || { echo "No Python 3.11 or newer with venv and ensurepip was found; install one." >&2; exit 1; }; \
+		$$python -m venv $(VENV); }
+	@echo "Installing into $(VENV) (about 2.4 GB; some minutes the first time)"
+	@$(PYTHON) -m pip install --quiet --upgrade --constraint constraints.txt pip
+	@$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	@$(PYTHON) -m pip install --quiet --constraint constraints.txt --group docs
+	@touch $@
+
+demo: setup ## Play a half-year chat through LangChain and LlamaIndex, then ask about it; offline
+	@$(VENV)/bin/neuralflow-memory demo
+
+test: setup ## Run the tests, the layer rules included
+	@$(PYTHON) -m pytest --quiet
+
+lint: setup ## Check style and format
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+
+typing: setup ## Check types, strictly
+	@$(PYTHON) -m mypy
+
+docs: $(VENV)/.docs ## Build the documentation into site/; a broken link fails
+	@$(PYTHON) -m mkdocs build --strict --quiet
+
+notebooks: setup ## Run the notebooks and store their outputs
+	@$(PYTHON) -m jupyter execute --inplace notebooks/*.ipynb
+
+clean: ## Remove what was built and cached; .venv stays
+	@rm -rf site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
