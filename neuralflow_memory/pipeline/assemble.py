@@ -116,7 +116,7 @@ def context(
     report += _hits_reported(plan, hits, quoted)
     return Context(
         tuple(_ordered(plan, block)),
-        plan.used + (0 if block is None else parts.count(block)),
+        plan.used + _cost(parts, block),
         budget,
         tuple(report),
         estimated=not parts.counter.exact,
@@ -130,7 +130,13 @@ def _budget(parts: Parts, max_tokens: int | None, reserve_tokens: int, overflow:
     for name, value in (("max_tokens", total), ("reserve_tokens", reserve_tokens)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise InputError(f"{name} is a number of tokens, not {value!r:.80}")
-    return max(0, total - reserve_tokens)
+    if total - reserve_tokens < REPLY_OVERHEAD:
+        raise BudgetError(
+            f"of max_tokens={total} nothing is left beside reserve_tokens={reserve_tokens}; raise the one or lower the other",
+            needed=REPLY_OVERHEAD,
+            available=total - reserve_tokens,
+        )
+    return total - reserve_tokens
 
 
 def _newest(parts: Parts, plan: _Plan, *, overflow: str) -> None:
@@ -245,7 +251,7 @@ def _hits(
     quotes = []
     for hit in islice((h for h in found if h.entry.content.strip()), MOST_HITS + len(entries)):
         line = _line(hit.entry)
-        quotes.append(_Quote(hit, line, parts.counter.count(line + "\n")))
+        quotes.append(_Quote(hit, line, parts.count_again(line + "\n")))
     return quotes
 
 
@@ -253,14 +259,12 @@ def _summary_lines(parts: Parts, plan: _Plan, summary: Entry | None, *, cap: int
     """As many lines of the summary as fit its cap and the budget."""
     if summary is None:
         return []
-    lines: list[str] = []
+    lines = summary.content.splitlines()
     room = min(cap, plan.left)
-    cost = _cost(parts, _block([""], []))
-    for line in summary.content.splitlines():
-        cost += parts.counter.count(line + "\n")
-        if cost > room:
-            break
-        lines.append(line)
+    while lines and _cost(parts, _block(lines, [])) > room:
+        over = _cost(parts, _block(lines, [])) - room
+        while lines and over > 0:
+            over -= parts.count_again(lines.pop())
     return lines
 
 
@@ -284,7 +288,7 @@ def _block(summary_lines: Sequence[str], quotes: Sequence[_Quote]) -> Message | 
 
 
 def _cost(parts: Parts, block: Message | None) -> int:
-    return 0 if block is None else parts.count(block)
+    return 0 if block is None else message_tokens(block, parts.count_again)
 
 
 def _fit_block(
@@ -294,7 +298,7 @@ def _fit_block(
     sent = {plan.entries[row].key for row in plan.chosen}
     chosen: list[_Quote] = []
     cost = _cost(parts, _block(summary_lines, []))
-    heading = parts.counter.count(f"\n\n{_HITS_HEADING}\n") + (0 if summary_lines else MESSAGE_OVERHEAD)
+    heading = parts.count_again(f"\n\n{_HITS_HEADING}\n") + (0 if summary_lines else MESSAGE_OVERHEAD)
     for quote in quotes:
         line = quote.cost + (0 if chosen else heading)
         if quote.hit.entry.key not in sent and cost + line <= plan.left and len(chosen) < MOST_HITS:
@@ -302,7 +306,7 @@ def _fit_block(
             cost += line
     block = _block(summary_lines, chosen)
     # Tokens of joined lines are not quite the sum of the lines': what is over, goes.
-    while block is not None and parts.count(block) > plan.left:
+    while block is not None and _cost(parts, block) > plan.left:
         if chosen:
             chosen.pop()
         elif not plan.drop_oldest(keep=keep):

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from ..config import Settings
 from ..protocols import AccessPolicy, Clock, Embedder, EntryStore, Ledger, Record, Summarizer, TokenCounter
@@ -27,6 +28,7 @@ class Parts:
         changed: Called after a write that left dirty marks.
         full: Called with the scope of a session whose window is over its limits.
         tally: Counts of what happened since the memory was opened, for `stats()`.
+        count_again: Counts text that is likely to be asked for again: summaries, quotes.
         trouble: The last failure of background work, for `stats()`.
     """
 
@@ -46,6 +48,10 @@ class Parts:
     embedding: threading.Lock = field(default_factory=threading.Lock)
     tally: Counter[str] = field(default_factory=Counter)
     trouble: str | None = None
+    count_again: Callable[[str], int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.count_again = lru_cache(maxsize=512)(self.counter.count)
 
     def authorize(self, principal: str | None, action: str, scope: Scope) -> None:
         authorize(self.policy, principal, action=action, scope=scope)
