@@ -19,7 +19,7 @@ from ..rules.vectors import unit_rows
 from ..types import TYPE_NUMBER, Hit, MemoryType, Scope, microseconds, utc
 from .index import embed_now
 from .parts import Parts
-from .resident import ScopeIndex
+from .scope_index import ScopeIndex
 
 Within = Literal["user", "session", "agent"]
 Row = npt.NDArray[np.bool_]
