@@ -37,7 +37,7 @@ class HashingEmbedder:
                 digest = int.from_bytes(blake2b(word.encode("utf-8", "replace"), digest_size=8).digest(), "little")
                 vectors[row, (digest >> 1) % self.dimensions] += 1.0 if digest & 1 else -1.0
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        unit: npt.NDArray[np.float32] = vectors / np.where(lengths > 0, lengths, 1.0)
+        unit: npt.NDArray[np.float32] = vectors / np.maximum(lengths, np.float32(1e-9))
         return unit
 
     def embed_query(self, text: str) -> npt.NDArray[np.float32]:

@@ -241,7 +241,7 @@ def same_content(one: Entry, other: Entry) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A search result. `score` is 0..1, higher is better; `signals` say what it is made of."""
+    """A search result. `score` is 0..1, higher is better; `signals` are its parts, which add up to it."""
 
     entry: Entry
     score: float

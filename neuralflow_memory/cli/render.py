@@ -50,25 +50,24 @@ def when(moment: datetime) -> str:
     return moment.strftime("%d %b %Y %H:%M")
 
 
-def signals(values: Mapping[str, float], *, most: int = 4) -> str:
-    """The strongest signals of a hit, e.g. `dense 0.71  words 0.52`; those that say nothing are left out."""
-    strongest = sorted(((n, v) for n, v in values.items() if v), key=lambda item: -abs(item[1]))
-    return "  ".join(f"{name} {value:.2f}" for name, value in strongest[:most])
+def signals(values: Mapping[str, float]) -> str:
+    """What a hit's score is made of, e.g. `dense 0.71, lexical 0.5`, in search's own order; zeros are left out."""
+    return ", ".join(f"{name} {value:.2g}" for name, value in values.items() if value)
 
 
 def hit_view(hit: Hit, *, rank: int, evidence: bool = False, limit: int = 200) -> RenderableType:
-    """A hit in two parts: where it stands and why, then what was said. *evidence*: it is what was looked for."""
+    """Where a hit stands, what was said, and why it was found. *evidence*: it is what was looked for."""
     entry = hit.entry
-    facts = Text.assemble(
+    place = Text.assemble(
         (f"{rank:>3} ", "dim"),
         ("✓ " if evidence else "  ", "bold green"),
         (f"{hit.score:.2f}", "bold"),
         f"  {entry.created_at:%d %b %Y}  ",
         said(entry.scope.session_id or "knowledge", limit=40, style="cyan"),
-        (f"  {signals(hit.signals)}", "dim"),
     )
     words = Text.assemble((f"{entry.role or entry.type}: ", "dim"), said(entry.content, limit=limit))
-    return Group(facts, Padding(words, (0, 0, 0, 6)))
+    why = Text(signals(hit.signals), style="dim")
+    return Group(place, Padding(Group(words, why), (0, 0, 0, 6)))
 
 
 def sparkline(values: Sequence[float], *, top: float) -> str:

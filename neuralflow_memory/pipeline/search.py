@@ -74,7 +74,8 @@ def ranked(parts: Parts, scope: Scope, query: str, *, principal: str | None, con
         index = resident.load(_model(parts), most_vectors=MOST_IN_RAM)
         allowed = _allowed(parts, scope, index, conditions, session=session)
         signals = _signals(index, query, question, near)
-        scores = ranking.combine(signals, ranking.Weights())
+        parts_of_score = ranking.weighted(signals, ranking.Weights())
+        scores = np.sum(list(parts_of_score.values()), axis=0, dtype=np.float32)
         allowed &= (signals["lexical"] > 0) | (signals.get("dense", signals["lexical"]) > 0)
         numbers = index.number.copy()
     for top in _tops(scores, allowed):
@@ -85,7 +86,7 @@ def ranked(parts: Parts, scope: Scope, query: str, *, principal: str | None, con
                 yield Hit(
                     entry,
                     float(min(1.0, scores[row])),
-                    {name: round(float(values[row]), 4) for name, values in signals.items()},
+                    {name: round(float(values[row]), 4) for name, values in parts_of_score.items()},
                 )
 
 

@@ -38,12 +38,13 @@ class Weights:
     statement: float = 0.35
 
 
-def combine(signals: Mapping[str, Scores], weights: Weights) -> Scores:
-    """The weighted mean of *signals*, which all have the shape (rows,); a missing one leaves the others its share."""
+def weighted(signals: Mapping[str, Scores], weights: Weights) -> dict[str, Scores]:
+    """Each signal's part of the score: they add up to it. A missing signal leaves the others its share.
+
+    All have the shape (rows,).
+    """
     total = sum(getattr(weights, name) for name in signals)
-    share = {name: np.float32(getattr(weights, name) / total) for name in signals}
-    combined: Scores = np.sum([share[name] * values for name, values in signals.items()], axis=0, dtype=np.float32)
-    return combined
+    return {name: np.float32(getattr(weights, name) / total) * values for name, values in signals.items()}
 
 
 def relative(scores: Scores) -> Scores:
@@ -74,4 +75,4 @@ def best(scores: Scores, allowed: npt.NDArray[np.bool_], *, k: int) -> npt.NDArr
     return rows[np.argsort(-scores[rows], kind="stable")][:k]
 
 
-__all__ = ["Weights", "best", "combine", "length", "relative", "statement"]
+__all__ = ["Weights", "best", "length", "relative", "statement", "weighted"]
