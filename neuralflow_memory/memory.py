@@ -254,7 +254,11 @@ class Memory:
         return prompt_tokens(listed(messages), self._ready_parts().counter.count)
 
     def stats(self, *, verify: bool = False) -> dict[str, Any]:
-        """Counts and states, for people and for monitoring. *verify* also checks the ledger's file, which reads all of it."""
+        """Counts and states, for people and for monitoring.
+
+        *verify* also reads all of the ledger's file: "integrity" says whether it is sound, and "twins" lists session ids
+        that exist with and without a user, which are different conversations.
+        """
         parts = self._ready_parts()
         found = {"path": str(self.path), **parts.ledger.totals(parked_at=PARKED)}
         found["chroma"] = None if parts.store is None else parts.store.count()
@@ -274,6 +278,7 @@ class Memory:
         found["last_error"] = parts.trouble
         if verify:
             found["integrity"] = parts.ledger.verify()
+            found["twins"] = parts.ledger.twins()
         return found
 
     def flush(self) -> None:

@@ -312,6 +312,10 @@ class Ledger(Protocol):
         """Check the stored data: "ok", or the first problem."""
         ...
 
+    def twins(self) -> list[str]:
+        """Session ids that stand both for a chat of a user and for a chat of nobody, in one tenant."""
+        ...
+
 
 class EntryStore(Protocol):
     """A vector index of entries: ids and distances only. What exists, and its text, is the ledger's to say.

@@ -5,9 +5,7 @@ from __future__ import annotations
 import platform
 import sqlite3
 import sys
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -105,7 +103,6 @@ def _folder(path: Path | None) -> Iterator[Finding]:
             return
         with opened(path) as memory:
             facts = memory.stats(verify=True)
-            twins = _twins(memory.path)
     except FolderInUse as error:
         yield Finding("note", "folder", f"{error}; until then it can't be looked into")
         return
@@ -113,18 +110,7 @@ def _folder(path: Path | None) -> Iterator[Finding]:
         yield Finding("wrong", "folder", str(error))
         return
     yield from state(facts)
-    yield from pairs(twins)
-
-
-def _twins(folder: Path) -> list[tuple[str, str | None]]:
-    """Session ids that exist without a user, with all that have them: only the ledger's file knows all users."""
-    from neuralflow_memory.settings import LEDGER_FILE
-
-    every = "SELECT o.tenant, s.session_id, o.user_id FROM sessions s JOIN owners o ON o.id = s.owner WHERE s.session_id != ''"
-    query = f"""WITH every AS ({every}) SELECT e.session_id, e.user_id FROM every e
-        JOIN every n ON n.tenant = e.tenant AND n.session_id = e.session_id AND n.user_id IS NULL"""
-    with closing(sqlite3.connect(f"{(folder / LEDGER_FILE).resolve().as_uri()}?mode=ro", uri=True)) as db:
-        return db.execute(query).fetchall()
+    yield from pairs(facts["twins"])
 
 
 def state(facts: Mapping[str, Any]) -> Iterator[Finding]:
@@ -147,17 +133,12 @@ def state(facts: Mapping[str, Any]) -> Iterator[Finding]:
     yield Finding("ok" if embedder else "note", "embedder", str(embedder) if embedder else by_words)
 
 
-def pairs(sessions: Iterable[tuple[str, str | None]]) -> Iterator[Finding]:
-    """Point at ids of (session id, user) that exist with and without a user, which are different conversations."""
-    users: dict[str, set[str | None]] = defaultdict(set)
-    for session_id, user_id in sessions:
-        users[session_id].add(user_id)
-    for session_id, owners in sorted(users.items()):
-        named = sorted(user for user in owners if user is not None)
-        if named and None in owners:
-            yield Finding(
-                "note",
-                "two chats, one id",
-                f"session {session_id!r} exists with and without a user ({', '.join(named[:3])}); they are different "
-                "conversations: pass user_id everywhere, or nowhere",
-            )
+def pairs(twins: Iterable[str]) -> Iterator[Finding]:
+    """Point at session ids that exist with and without a user, which are different conversations."""
+    for session_id in twins:
+        yield Finding(
+            "note",
+            "two chats, one id",
+            f"session {session_id!r} exists with and without a user; they are different conversations: pass user_id "
+            "everywhere, or nowhere",
+        )

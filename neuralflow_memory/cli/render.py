@@ -51,8 +51,8 @@ def when(moment: datetime) -> str:
 
 
 def signals(values: Mapping[str, float]) -> str:
-    """What a hit's score is made of, e.g. `dense 0.71, lexical 0.5`, in search's own order; zeros are left out."""
-    return ", ".join(f"{name} {value:.2g}" for name, value in values.items() if value)
+    """What a hit's score is made of, e.g. `dense 0.31, lexical 0.22`, in search's own order; what adds nothing is left out."""
+    return ", ".join(f"{name} {value:.2f}" for name, value in values.items() if abs(value) >= 0.005)
 
 
 def hit_view(hit: Hit, *, rank: int, evidence: bool = False, limit: int = 200) -> RenderableType:
@@ -65,7 +65,7 @@ def hit_view(hit: Hit, *, rank: int, evidence: bool = False, limit: int = 200) -
         f"  {entry.created_at:%d %b %Y}  ",
         said(entry.scope.session_id or "knowledge", limit=40, style="cyan"),
     )
-    words = Text.assemble((f"{entry.role or entry.type}: ", "dim"), said(entry.content, limit=limit))
+    words = Text.assemble((f"{entry.name or entry.role or entry.type}: ", "dim"), said(entry.content, limit=limit))
     why = Text(signals(hit.signals), style="dim")
     return Group(place, Padding(Group(words, why), (0, 0, 0, 6)))
 

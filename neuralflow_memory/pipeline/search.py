@@ -75,7 +75,7 @@ def ranked(parts: Parts, scope: Scope, query: str, *, principal: str | None, con
         allowed = _allowed(parts, scope, index, conditions, session=session)
         signals = _signals(index, query, question, near)
         parts_of_score = ranking.weighted(signals, ranking.Weights())
-        scores = np.sum(list(parts_of_score.values()), axis=0, dtype=np.float32)
+        scores: ranking.Scores = np.sum(list(parts_of_score.values()), axis=0, dtype=np.float32)
         allowed &= (signals["lexical"] > 0) | (signals.get("dense", signals["lexical"]) > 0)
         numbers = index.number.copy()
     for top in _tops(scores, allowed):

@@ -86,3 +86,13 @@ def listing(db: sqlite3.Connection, *, tenant: str, user_id: str | None) -> list
         SessionInfo(session_id, user, ten, messages, moment(created), moment(active))
         for session_id, user, ten, messages, created, active in rows
     ]
+
+
+def twins(db: sqlite3.Connection) -> list[str]:
+    """Session ids that stand both for a chat of a user and for a chat of nobody, in one tenant."""
+    rows = db.execute(
+        "SELECT s.session_id FROM sessions s JOIN owners o ON o.id = s.owner WHERE s.session_id != ? "
+        "GROUP BY o.tenant, s.session_id HAVING count(o.user_id) BETWEEN 1 AND count(*) - 1 ORDER BY s.session_id",
+        (KNOWLEDGE,),
+    )
+    return [row[0] for row in rows]

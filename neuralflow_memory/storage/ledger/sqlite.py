@@ -472,6 +472,11 @@ class SqliteLedger:
         with self._db.read() as db:
             return str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
 
+    def twins(self) -> list[str]:
+        """Session ids that stand both for a chat of a user and for a chat of nobody, in one tenant."""
+        with self._db.read() as db:
+            return sessions.twins(db)
+
 
 def _session_id(scope: Scope, *, knowledge: bool = False) -> str:
     if knowledge:
