@@ -1,4 +1,4 @@
-"""Connections to the ledger's file: one writer, a reader per thread; SQLite's errors become ours here."""
+"""Connections to the ledger's file: one writer, as many readers as read at once; SQLite's errors become ours here."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ class Database:
         self.path = path
         # NORMAL survives a killed process; FULL syncs the log at each commit and survives a power cut.
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
-        self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
+        """Those not in use: as many as were ever needed at once, however many threads come and go."""
+        self._readers_lock = threading.Lock()
         self._lock = threading.RLock()
-        self._closed = False
+        self._closed = threading.Event()
         with translated(path):
             fresh = not path.exists() or path.stat().st_size == 0
             self._writer = self._connect()
@@ -63,7 +64,7 @@ class Database:
     def write(self) -> Iterator[sqlite3.Connection]:
         """One transaction: all of it is durable when the block is left, or none of it happened."""
         with self._lock, translated(self.path):
-            if self._closed:
+            if self._closed.is_set():
                 raise ClosedError("the memory was closed; open it again with open_memory(...)")
             db = self._writer
             db.execute("BEGIN IMMEDIATE")
@@ -77,25 +78,33 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """This thread's read connection; sees everything committed."""
-        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        """A read connection of one's own; sees everything committed."""
         with translated(self.path):
-            if self._closed:
-                raise ClosedError("the memory was closed; open it again with open_memory(...)")
+            with self._readers_lock:
+                if self._closed.is_set():
+                    raise ClosedError("the memory was closed; open it again with open_memory(...)")
+                db = self._readers.pop() if self._readers else None
             if db is None:
-                db = self._local.db = self._connect()
+                db = self._connect()
                 db.execute("PRAGMA query_only = ON")
-                with self._lock:
-                    self._readers.append(db)
-            yield db
+            try:
+                yield db
+            finally:
+                with self._readers_lock:
+                    if self._closed.is_set():
+                        db.close()
+                    else:
+                        self._readers.append(db)
 
     def close(self) -> None:
         """Close every connection; the last one folds the write-ahead log into the file."""
         with self._lock:
-            self._closed = True
-            for db in (*self._readers, self._writer):
-                db.close()
-            self._readers.clear()
+            with self._readers_lock:
+                self._closed.set()
+                for db in self._readers:
+                    db.close()
+                self._readers.clear()
+            self._writer.close()
 
 
 @contextmanager
