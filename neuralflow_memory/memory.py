@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
@@ -40,6 +41,8 @@ class Core:
         self._release = release
         self._closing = threading.Event()
         self._wake = threading.Event()
+        self._hurry = threading.Event()
+        self._indexing = threading.Lock()
         self._moved = threading.Condition()
         self._failures = 0
         self._folding: dict[Scope, bool] = {}
@@ -70,12 +73,15 @@ class Core:
             self._wake.clear()
             pause = self._pass()
             if pause:
-                self._wake.wait(pause) if self._failures == 0 else self._closing.wait(pause)
+                # While nothing works, new turns are no reason to try sooner; flush() is.
+                self._wake.wait(pause) if self._failures == 0 else self._hurry.wait(pause)
+                self._hurry.clear()
 
     def _pass(self) -> float:
         """One batch; how long to wait before the next, in seconds."""
         try:
-            done = index_batch(self.parts)
+            with self._indexing:
+                done = index_batch(self.parts)
             self._failures = 0
         except Exception as error:  # nothing is lost: the marks stay, and are tried again
             self._failures += 1
@@ -101,6 +107,7 @@ class Core:
     # -- folding
 
     def _fold_later(self, scope: Scope) -> None:
+        scope = replace(scope, agent_id=None)  # one fold a session, whoever writes
         with self._moved:
             if scope in self._folding:
                 self._folding[scope] = True
@@ -142,6 +149,7 @@ class Core:
                     path=str(self.parts.settings.path),
                 )
             self._wake.set()
+            self._hurry.set()
             with self._moved:
                 self._moved.wait(0.05)
 
@@ -153,9 +161,10 @@ class Core:
         parts.ledger.retry_parked()
         if parts.store is not None and parts.model_id is not None:
             known = dict(parts.ledger.models()).get(parts.model_id)
-            if known is not None:
-                parts.store.reset(model_id=parts.model_id, dimensions=known)
-            parts.ledger.mark_all()
+            with self._indexing:  # a batch under way would clear marks for what it wrote before the reset
+                parts.ledger.mark_all()
+                if known is not None:
+                    parts.store.reset(model_id=parts.model_id, dimensions=known)
         self.flush()
 
     def check(self) -> None:
@@ -172,6 +181,7 @@ class Core:
             return
         self._closing.set()
         self._wake.set()
+        self._hurry.set()
         atexit.unregister(self.close)
         if self._indexer is not None:
             self._indexer.join()
@@ -205,7 +215,7 @@ class Memory:
 
     @property
     def _workers(self) -> Workers:
-        self._core.check()
+        self._ready_parts()
         return self._core.workers
 
     def _ready_parts(self) -> Parts:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._failpoints import failpoint
-from ..errors import EmbeddingError, StorageError
+from ..errors import StorageFull
 from ..protocols import Dirty
 from ..rules.vectors import unit_rows
 from ..types import Entry, Scope, microseconds
@@ -29,13 +29,14 @@ EMBED_NOW = 32  # pending entries of a scope that a search embeds on the spot
 MOST_ATTEMPTS = 5  # failures of one entry before it is parked
 PARKED = 1 << 62  # the `retry_at` of a parked mark
 _FIRST_DELAY = 0.2  # seconds, doubled with each failure
+_PROBE = "probe"
 
 
 def index_batch(parts: Parts) -> int:
     """Bring one batch of marked entries into the vector index; how many marks were looked at.
 
-    Raises `StorageError` or `EmbeddingError` when nothing works at all; an entry that fails alone is postponed, and
-    parked after five failures.
+    When embedder and index work, an entry that fails is postponed, and parked after five failures. When they don't, their
+    error is raised: it is nobody's fault among the entries, and they wait.
     """
     marks = parts.ledger.claim(now=_now(), limit=BATCH)
     if not marks:
@@ -43,11 +44,9 @@ def index_batch(parts: Parts) -> int:
     failpoint("index.claimed")
     try:
         _index(parts, marks)
-    except (StorageError, EmbeddingError):
-        raise
-    except Exception as error:
-        # Anything an embedder may raise; the marks stay, and the entries are tried one by one.
-        _one_by_one(parts, marks, error)
+    except Exception:  # whatever an embedder or Chroma may raise
+        _probe(parts)
+        _one_by_one(parts, marks)
     return len(marks)
 
 
@@ -56,25 +55,30 @@ def _now() -> int:
     return time.time_ns() // 1000
 
 
-def _one_by_one(parts: Parts, marks: Sequence[Dirty], error: Exception) -> None:
-    failed: list[tuple[Dirty, Exception]] = []
+def _probe(parts: Parts) -> None:
+    """Index a harmless entry and remove it; raises what the embedder or the index raises."""
+    assert parts.embedder is not None
+    assert parts.store is not None
+    with parts.embedding:
+        vectors = unit_rows(parts.embedder.embed_documents([_PROBE]), rows=1)
+    _fit_store(parts, dimensions=vectors.shape[1])
+    parts.store.upsert([_PROBE], vectors, [_PROBE], [{"partition": _PROBE}])
+    parts.store.delete([_PROBE])
+
+
+def _one_by_one(parts: Parts, marks: Sequence[Dirty]) -> None:
     for mark in marks:
         try:
             _index(parts, [mark])
-        except StorageError:
+        except StorageFull:
             raise
-        except Exception as reason:
-            failed.append((mark, reason))
-    if len(failed) == len(marks) > 1:
-        raise EmbeddingError(f"the embedder failed: {error}") from error
-    for mark, own in failed:
-        delay = _FIRST_DELAY * 2**mark.attempts
-        parked = mark.attempts + 1 >= MOST_ATTEMPTS
-        parts.ledger.postpone(
-            mark,
-            retry_at=PARKED if parked else _now() + int(delay * 1_000_000),
-            error=f"{type(own).__name__}: {own}",
-        )
+        except Exception as error:  # this entry's own: it waits, and is parked in the end
+            parked = mark.attempts + 1 >= MOST_ATTEMPTS
+            parts.ledger.postpone(
+                mark,
+                retry_at=PARKED if parked else _now() + int(_FIRST_DELAY * 2**mark.attempts * 1_000_000),
+                error=f"{type(error).__name__}: {error}",
+            )
 
 
 def _index(parts: Parts, marks: Sequence[Dirty]) -> None:
@@ -87,6 +91,8 @@ def _index(parts: Parts, marks: Sequence[Dirty]) -> None:
             entries.update(parts.ledger.by_numbers(scope, [m.number for m in own]))
     vectors = embed(parts, list(entries.values()))
     gone = [m.key for m in marks if m.number not in vectors]
+    if gone:
+        parts.store.delete(gone)  # first: an id that was deleted and used again is in both, under one key
     if vectors:
         _fit_store(parts, dimensions=len(next(iter(vectors.values()))))
         live = [entries[number] for number in vectors]
@@ -96,8 +102,6 @@ def _index(parts: Parts, marks: Sequence[Dirty]) -> None:
             [e.content for e in live],
             [_metadata(parts, e) for e in live],
         )
-    if gone:
-        parts.store.delete(gone)
     failpoint("index.upserted")
     parts.ledger.clear_dirty([(m.number, m.version) for m in marks])
     failpoint("index.cleared")
@@ -108,8 +112,8 @@ def _fit_store(parts: Parts, *, dimensions: int) -> None:
     assert parts.store is not None
     assert parts.model_id is not None
     if parts.store.model_id != parts.model_id:
+        parts.ledger.mark_all()  # first: a reset that is cut short is seen at the next batch, a lost mark never
         parts.store.reset(model_id=parts.model_id, dimensions=dimensions)
-        parts.ledger.mark_all()
 
 
 def _metadata(parts: Parts, entry: Entry) -> dict[str, str | int | float | bool]:
