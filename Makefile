@@ -45,10 +45,10 @@ typing: setup ## Check types, strictly
 	@$(PYTHON) -m mypy
 
 docs: $(VENV)/.docs ## Build the documentation into site/; a broken link fails
-	@$(PYTHON) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
 notebooks: setup ## Run the notebooks and store their outputs
-	@$(PYTHON) -m jupyter execute --inplace notebooks/*.ipynb
+	@$(PYTHON) tests/test_notebooks.py
 
 clean: ## Remove what was built and cached; .venv stays
 	@rm -rf site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

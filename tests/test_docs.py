@@ -71,13 +71,15 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text()], ids=name)
 def test_every_python_snippet_runs(page, elsewhere, monkeypatch):
-    """Each page works from top to bottom, as somebody would type it in, and none of its coroutines is left waiting."""
+    """Each page works from top to bottom, as somebody would type it in, and nothing falls back on the way."""
     if page.name not in MEANING:
         monkeypatch.setenv("NEURALFLOW_EMBEDDER__MODEL", "none")
     names = {"__name__": "__main__"}
     try:
+        import langchain_classic  # noqa: F401  # turns its deprecations on when it is first imported
+
         with warnings.catch_warnings():
-            # LangChain deprecates these two classes; that is theirs to know.
+            # LangChain deprecates these two classes; the page says so.
             warnings.filterwarnings("ignore", message=".*(RunnableWithMessageHistory|ConversationChain)")
             warnings.filterwarnings("error", category=RuntimeWarning)
             for line, code in snippets(page, "python"):
