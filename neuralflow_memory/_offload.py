@@ -16,6 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from .errors import ClosedError
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -41,9 +43,9 @@ class Workers:
         await self._admitted()
         try:
             work = self._threads.submit(copy_context().run, call)
-        except BaseException:
+        except RuntimeError as error:
             self._leave()
-            raise
+            raise ClosedError("the memory was closed; open it again with open_memory(...)") from error
         work.add_done_callback(lambda _: self._leave())
         return await asyncio.wrap_future(work)
 
@@ -57,9 +59,13 @@ class Workers:
             self._waiting.append((loop, place))
         try:
             await place
-        except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                self._leave()  # the place had been given already
+        except BaseException:  # cancelled, or thrown away with its loop
+            with self._lock:
+                waiting = (loop, place) in self._waiting
+                if waiting:
+                    self._waiting.remove((loop, place))
+            if not waiting:
+                self._leave()  # the place had been given already, or was on its way
             raise
 
     def _leave(self) -> None:
@@ -73,10 +79,9 @@ class Workers:
                 return
             self._free += 1
 
-    def _give(self, place: asyncio.Future[None]) -> None:
-        if place.cancelled():
-            self._leave()
-        else:
+    @staticmethod
+    def _give(place: asyncio.Future[None]) -> None:
+        if not place.done():  # else its waiter was cancelled, and has passed the place on
             place.set_result(None)
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import json
 import os
 import threading
 import time
@@ -15,7 +16,7 @@ from uuid import uuid4
 
 from ._offload import Workers, offload
 from .config import Settings
-from .errors import ClosedError, ForkedError, IndexingError
+from .errors import ClosedError, ForkedError, IndexingError, ScopeError
 from .pipeline.compact import compact
 from .pipeline.index import PARKED, index_batch
 from .pipeline.ingest import Messages, listed
@@ -249,6 +250,10 @@ class Memory:
             uuid4().hex if session_id is None else session_id,
             agent_id,
         )
+        try:
+            json.dumps([scope.tenant, scope.user_id, scope.session_id, agent_id], ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ScopeError("an id holds half of a surrogate pair, which no encoding can carry") from None
         return Session(self, scope, principal=principal)
 
     def sessions(self, *, user_id: str | None = None, tenant: str | None = None) -> list[SessionInfo]:
@@ -261,7 +266,7 @@ class Memory:
 
     def count_tokens(self, messages: Messages) -> int:
         """What *messages* would cost as a prompt, by the counter that `context` uses."""
-        return prompt_tokens(listed(messages), self._ready_parts().counter.count)
+        return prompt_tokens(listed(messages, injected=True), self._ready_parts().counter.count)
 
     def stats(self, *, verify: bool = False) -> dict[str, Any]:
         """Counts and states, for people and for monitoring.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import threading
 import warnings
@@ -103,9 +104,10 @@ def open_memory(
         options["user_id"] = user_id
     settings = read_settings(path_or_settings, **options)
     if str(settings.path) == IN_MEMORY:
-        scratch = tempfile.TemporaryDirectory(prefix="neuralflow-")
-        settings = settings.model_copy(update={"path": Path(scratch.name)})
-        release: Callable[[], None] = scratch.cleanup
+        # Not a TemporaryDirectory: a forked child that ends would take its parent's folder with it.
+        scratch = Path(tempfile.mkdtemp(prefix="neuralflow-"))
+        settings = settings.model_copy(update={"path": scratch})
+        release: Callable[[], None] = lambda: shutil.rmtree(scratch, ignore_errors=True)  # noqa: E731
     else:
         release = lambda: None  # noqa: E731
     key = settings.path.resolve()
@@ -246,6 +248,8 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
             from .storage.chroma import ChromaStore
 
             store = ChromaStore(folder / CHROMA_FOLDER)
+            if store.model_id != model_id and ledger.models():
+                ledger.mark_all()  # the index was lost, or is another model's: it is filled from the ledger
         ledger.retokenize(_lexical_version(), recorded)
         floor = ExtractiveSummarizer(counter)
         parts = Parts(

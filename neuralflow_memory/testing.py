@@ -42,7 +42,7 @@ class HashingEmbedder:
 
     def embed_query(self, text: str) -> npt.NDArray[np.float32]:
         """The unit vector of *text*: shape (dimensions,)."""
-        vector: npt.NDArray[np.float32] = self.embed_documents([text])[0]
+        vector: npt.NDArray[np.float32] = HashingEmbedder.embed_documents(self, [text])[0]
         return vector
 
 

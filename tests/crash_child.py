@@ -68,7 +68,8 @@ def note(folder, *what):
     with journal(folder).open("a") as file:
         file.write(json.dumps(what) + "\n")
         file.flush()
-        os.fsync(file.fileno())
+        if what[0] == "done":
+            os.fsync(file.fileno())
 
 
 def opened(folder):

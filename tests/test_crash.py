@@ -46,7 +46,7 @@ class Server:
         self.process.wait()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def servers(tmp_path_factory):
     found = [Server(tmp_path_factory.mktemp("warm") / "memory") for _ in range(2)]
     yield found
@@ -80,6 +80,12 @@ def verified(folder):
     with crash_child.opened(folder) as memory:
         known = crash_child.check(memory, folder)
         assert memory.stats(verify=True)["integrity"] == "ok"
+        parts, chat = memory._core.parts, memory.session("chat", user_id="ada")
+        for turn in chat.messages(last=5):
+            nearest = parts.store.query(
+                parts.embedder.embed_query(turn.content), partition=parts.ledger.partition(chat.scope), k=3
+            )
+            assert chat.entries.get(turn.id).key in dict(nearest), "Chroma's own index doesn't find it"
     return known
 
 
@@ -110,7 +116,7 @@ def test_kills_at_random_instants_lose_nothing_acknowledged(servers, tmp_path, c
         for i in range(RANDOM_KILLS // FOLDERS):
             opening = i % 4 == 3
             plan.append(
-                {"seed": 1000 * n + i, "ready": not opening, "after": rng.uniform(0, 0.05 if opening else 0.15)}
+                {"seed": 1000 * n + i, "ready": not opening, "after": rng.uniform(0, 0.06 if opening else 0.25)}
             )
         return lambda server: [server.kill(folder, **run) for run in plan]
 

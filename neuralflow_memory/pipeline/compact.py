@@ -6,16 +6,20 @@ transcript and in search. The summarizer runs under no lock, and what it wrote c
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from uuid import uuid4
 
 from .._failpoints import failpoint
+from ..errors import InputError
 from ..protocols import StoredWindow
 from ..rules.budget import items, units
 from ..types import CompactionReport, Entry, MemoryType, Message, Scope
 from .ingest import over_limits
 from .parts import Parts, recorded
 
+PATIENCE = 120.0  # seconds for one answer of the summarizer; then the floor writes the summary
 _TRIES = 3  # a fold that was overtaken by a change starts again
 _SUMMARY_SHARE = 0.75  # of budget.summary; the rest is for what is pinned beside it
 
@@ -25,6 +29,8 @@ def compact(
 ) -> CompactionReport:
     """Fold if the window is over its limits, or over *max_tokens*; says what was done, which may be nothing."""
     parts.authorize(principal, "write", scope)
+    if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 0):
+        raise InputError(f"max_tokens is a number of tokens or None, not {max_tokens!r:.80}")
     report = CompactionReport(False, 0, 0)
     for _ in range(_TRIES):
         before = _snapshot(parts, scope)
@@ -131,15 +137,31 @@ def _summarized(parts: Parts, messages: Sequence[Message], previous: str, limit:
     """*previous* with *messages* worked in; by the floor when the summarizer fails or exceeds *limit*."""
     try:
         parts.tally["summarizer_calls"] += 1
-        text = parts.summarizer.summarize(messages, previous=previous, max_tokens=limit)
+        text = _answer(parts, messages, previous, limit)
         if isinstance(text, str) and text.strip() and parts.counter.count(text) <= limit:
             return text
         parts.trouble = f"{parts.summarizer.name}: an empty summary, or one over {limit} tokens"
     except Exception as error:  # whatever a model or its client raises: the turns get a plainer summary
-        parts.trouble = f"{parts.summarizer.name}: {error}"
+        parts.trouble = f"{parts.summarizer.name}: {type(error).__name__}: {error}"
     if parts.summarizer is not parts.floor:
         parts.tally["summarizer_fallbacks"] += 1
     return parts.floor.summarize(messages, previous=previous, max_tokens=limit)
+
+
+def _answer(parts: Parts, messages: Sequence[Message], previous: str, limit: int) -> str:
+    """What the summarizer writes; `TimeoutError` when it takes longer than `PATIENCE`, and it is left to itself."""
+    if parts.summarizer is parts.floor:
+        return parts.floor.summarize(messages, previous=previous, max_tokens=limit)
+    answer: Future[str] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(parts.summarizer.summarize(messages, previous=previous, max_tokens=limit))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, name="neuralflow-summarizer", daemon=True).start()
+    return answer.result(PATIENCE)
 
 
 def _commit(parts: Parts, scope: Scope, before: StoredWindow, folded: Sequence[Entry], summary: Entry) -> bool:

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from ..errors import InputError, NotFound, QueryError
 from ..protocols import Record
 from ..rules.filters import parse
-from ..types import Entry, MemoryType, Message, Scope, microseconds, same_content, utc
-from .ingest import Messages, listed, take, turn
+from ..types import TYPES, Entry, MemoryType, Message, Scope, microseconds, same_content, utc
+from .ingest import Messages, checked, listed, own_copy, take, turn
 from .parts import Parts, recorded
 
 _CHANGEABLE = frozenset({"content", "metadata", "tags", "category", "source", "importance", "expires_at"})
@@ -38,7 +38,7 @@ def transcript(
     if view == "window":
         with parts.resident(scope).lock:
             found = list(parts.window(scope).entries)
-        return [e.message for e in (found if last is None else found[-last:])]
+        return [own_copy(e.message) for e in (found if last is None else found[-last:])]
     chosen = parts.ledger.select(scope, session_only=True, types=[MemoryType.SHORT_TERM], last=last)
     return [e.message for e in chosen]
 
@@ -81,13 +81,18 @@ def select(
     """Entries of the user (or of the session) that fulfil the conditions, in the order they were written."""
     parts.authorize(principal, action, scope)
     condition = parse(filter)
+    if within not in ("user", "session"):
+        raise QueryError(f"within must be 'user' or 'session', not {within!r:.80}")
+    kinds = None if types is None else list(types)
+    if kinds is not None and (isinstance(types, str) or not set(kinds) <= set(TYPES)):
+        raise QueryError(f"types is a list of {', '.join(TYPES)}, not {types!r:.80}")
     start = get(parts, scope, after, principal=principal).number if after is not None else 0
     if since is not None and not isinstance(since, datetime):
         raise QueryError(f"since must be a datetime, not {since!r:.80}")
     found = parts.ledger.select(
         scope,
         session_only=within == "session",
-        types=None if types is None else [MemoryType(t) for t in types],
+        types=None if kinds is None else [MemoryType(t) for t in kinds],
         since=None if since is None else microseconds(utc(since)),
         after=start,
     )
@@ -95,6 +100,8 @@ def select(
 
 
 def listing(parts: Parts, scope: Scope, *, principal: str | None, limit: int | None, **conditions: Any) -> list[Entry]:
+    if limit is not None and (not isinstance(limit, int) or limit < 0):
+        raise QueryError(f"limit is a number of entries or None, not {limit!r:.80}")
     return list(islice(select(parts, scope, principal=principal, **conditions), limit))
 
 
@@ -109,18 +116,13 @@ def update(parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, p
     resident = parts.resident(scope)
     with resident.lock:
         before = get(parts, scope, id, principal=principal)
-        new = dict(changes)
-        if "tags" in new:
-            new["tags"] = tuple(new["tags"])
-        if new.get("expires_at") is not None:
-            new["expires_at"] = utc(new["expires_at"])
-        if not 0 <= new.get("importance", 0) <= 1:
-            raise InputError(f"importance is between 0 and 1, not {new['importance']!r}")
+        new = checked(changes)
         if "content" in new:
-            message = replace(before.message, content=new["content"], payload=None)
+            message = own_copy(replace(before.message, content=new["content"], payload=None))
             blocks = None if isinstance(message.content, str) else tuple(message.content)
             new.update(content=message.text, blocks=blocks, payload=None, tokens=parts.count(message))
         after = replace(before, **new, updated_at=parts.clock())
+        summed = "content" in new and bool(_summed(parts, [before]))
         try:
             record, session = parts.ledger.change(scope, recorded(after))
             if resident.index is not None:
@@ -130,8 +132,18 @@ def update(parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, p
         except BaseException:
             resident.forget()
             raise
+        if summed:
+            resident.forget()
     parts.changed()
+    if summed:
+        parts.full(before.scope)
     return record.entry
+
+
+def _summed(parts: Parts, entries: Iterable[Entry]) -> list[Scope]:
+    """The sessions whose summary may speak of *entries*; it is made anew, so RAM is read anew and folding begins."""
+    turns = {e.scope.session_id: e.scope for e in entries if e.type is MemoryType.SHORT_TERM}
+    return [scope for scope in turns.values() if parts.window(scope).summary is not None]
 
 
 def delete(
@@ -164,6 +176,7 @@ def clear(parts: Parts, scope: Scope, *, principal: str | None) -> int:
 
 def _drop(parts: Parts, scope: Scope, doomed: Sequence[Entry]) -> int:
     resident = parts.resident(scope)
+    summed = _summed(parts, doomed)
     try:
         count = parts.ledger.drop(scope, doomed, now=microseconds(parts.clock()))
         for entry in doomed:
@@ -174,7 +187,11 @@ def _drop(parts: Parts, scope: Scope, doomed: Sequence[Entry]) -> int:
     except BaseException:
         resident.forget()
         raise
+    if summed:
+        resident.forget()
     parts.changed()
+    for session in summed:
+        parts.full(session)
     return count
 
 
@@ -192,8 +209,11 @@ def set_window(parts: Parts, scope: Scope, messages: Messages, *, principal: str
         current = list(parts.window(scope).entries)
         kept = _matched(parts, scope, wanted, current, now=now)
         try:
+            summary = parts.window(scope).summary
             written = parts.ledger.set_window(scope, kept, now=microseconds(now))
             resident.forget_window(scope.session_id or "")
+            if summary is not None and any(r.entry.version > 1 for r in written):
+                resident.forget()  # a summary of what was changed is gone
             session = parts.ledger.session_number(scope)
             assert session is not None
             take(parts, scope, written, session=session)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
 from ..errors import InputError, MessageError
 from ..protocols import OnConflict, Record
-from ..types import Entry, MemoryType, Message, Scope, microseconds, utc
+from ..types import Entry, MemoryType, Message, Scope, ToolCall, microseconds, utc
 from .parts import Parts, recorded
 
 Messages = str | Message | Iterable[str | Message]
@@ -35,7 +37,11 @@ def add(
         try:
             done = parts.ledger.append(scope, records, on_conflict=on_conflict, now=microseconds(now))
             window.session, window.erase_epoch = done.session, done.erase_epoch
-            take(parts, scope, done.written, session=done.session)
+            if window.summary is not None and any(r.entry.version > 1 for r in done.written):
+                resident.forget()  # a summary of what was replaced is gone
+                window = parts.window(scope)
+            else:
+                take(parts, scope, done.written, session=done.session)
         except BaseException:
             resident.forget()  # whatever was written, RAM is read anew
             raise
@@ -65,10 +71,19 @@ def remember(
     parts.authorize(principal, "write", scope)
     if not isinstance(text, str) or not text.strip():
         raise MessageError("there is nothing to remember: give it a text")
-    if type is MemoryType.SHORT_TERM:
+    if type not in list(MemoryType):
+        raise InputError(f"type is one of {', '.join(MemoryType)}, not {type!r:.80}")
+    if type == MemoryType.SHORT_TERM:
         raise MessageError("turns of a chat are added with add(); remember() takes knowledge, notes and episodes")
-    if importance is not None and not 0 <= importance <= 1:
-        raise InputError(f"importance is between 0 and 1, not {importance!r}")
+    given = checked(
+        {
+            "metadata": {} if metadata is None else metadata,
+            "tags": tags,
+            "category": category,
+            "importance": 0.5 if importance is None else importance,
+            "expires_at": expires_at,
+        }
+    )
     now = parts.clock()
     own_id = uuid4().hex
     entry = Entry(
@@ -81,12 +96,8 @@ def remember(
         created_at=now,
         written_at=now,
         updated_at=now,
-        metadata=dict(metadata or {}),
-        tags=tuple(tags),
-        category=category,
-        importance=0.5 if importance is None else float(importance),
         provenance="told",
-        expires_at=None if expires_at is None else utc(expires_at),
+        **given,
         tokens=parts.counter.count(text),
     )
     resident = parts.resident(scope)
@@ -103,21 +114,22 @@ def remember(
     return own_id
 
 
-def listed(messages: Messages) -> list[Message]:
-    """What callers may pass as messages, as messages; those that `context` made up are left out."""
+def listed(messages: Messages, *, injected: bool = False) -> list[Message]:
+    """What callers may pass as messages, as messages; those that `context` made up only if *injected*."""
     if isinstance(messages, str | Message):
         messages = [messages]
-    if not isinstance(messages, Iterable):
+    if not isinstance(messages, Iterable) or isinstance(messages, Mapping):
         raise MessageError(f"give a text, a Message or a list of them, not {messages!r:.80}")
     found = [Message("user", m) if isinstance(m, str) else m for m in messages]
     for message in found:
         if not isinstance(message, Message):
             raise MessageError(f"give a text, a Message or a list of them, not {message!r:.80}")
-    return [m for m in found if m.metadata.get(INJECTED[0]) != INJECTED[1]]
+    return [m for m in found if injected or m.metadata.get(INJECTED[0]) != INJECTED[1]]
 
 
 def turn(parts: Parts, scope: Scope, message: Message, *, now: datetime) -> Record:
     """A message as the record of a turn, whose number, seq and version the ledger will hand out."""
+    message = own_copy(message)
     own_id = message.id or uuid4().hex
     text = _encodable(message.text)
     entry = Entry(
@@ -167,6 +179,60 @@ def over_limits(parts: Parts, turns: int, tokens: int) -> bool:
     return turns >= pruning.summarization_threshold or tokens > pruning.max_context_tokens
 
 
+def own_copy(message: Message) -> Message:
+    """*message* with its JSON values copied, so that nobody's later change of them reaches another's."""
+    new: dict[str, Any] = {"metadata": _copied(message.metadata, "metadata") if message.metadata else {}}
+    if not isinstance(message.content, str):
+        new["content"] = [_copied(b, "content blocks") for b in message.content]
+    if message.tool_calls:
+        calls = message.tool_calls
+        new["tool_calls"] = tuple(ToolCall(c.id, c.name, _copied(c.args, "a tool call's args")) for c in calls)
+    if message.payload is not None:
+        new["payload"] = _copied(message.payload, "payload")
+    return replace(message, **new)
+
+
+def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of an entry as callers give them, as they are stored; `InputError` names the first that can't be."""
+    new = dict(fields)
+    if "metadata" in new:
+        if not isinstance(new["metadata"], Mapping):
+            raise InputError(f"metadata is a mapping of JSON values, not {new['metadata']!r:.80}")
+        new["metadata"] = _copied(new["metadata"], "metadata")
+    if "tags" in new:
+        given = new["tags"]
+        tags = [*given] if isinstance(given, Iterable) and not isinstance(given, str) else [None]
+        if not all(isinstance(t, str) for t in tags):
+            raise InputError(f"tags is a list of texts, not {given!r:.80}")
+        new["tags"] = tuple(tags)
+    for name in ("category", "source"):
+        if name in new and not isinstance(new[name], str | None):
+            raise InputError(f"{name} is a text or None, not {new[name]!r:.80}")
+    if "importance" in new:
+        value = new["importance"]
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise InputError(f"importance is a number between 0 and 1, not {value!r:.80}")
+        new["importance"] = float(value)
+    if new.get("expires_at") is not None:
+        if not isinstance(new["expires_at"], datetime):
+            raise InputError(f"expires_at is a datetime or None, not {new['expires_at']!r:.80}")
+        new["expires_at"] = utc(new["expires_at"])
+    return new
+
+
+def _copied(value: Any, what: str) -> Any:
+    try:
+        return json.loads(json.dumps(value, allow_nan=False, default=_mapping))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MessageError(f"{what} must hold JSON values only ({error}); convert the others to text first") from None
+
+
+def _mapping(value: Any) -> Any:
+    if isinstance(value, Mapping):  # MappingProxyType and the like
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
 def _encodable(text: str) -> str:
     try:
         text.encode()
@@ -177,4 +243,4 @@ def _encodable(text: str) -> str:
     return text
 
 
-__all__ = ["INJECTED", "Messages", "add", "listed", "over_limits", "remember", "take", "turn"]
+__all__ = ["INJECTED", "Messages", "add", "checked", "listed", "over_limits", "own_copy", "remember", "take", "turn"]

@@ -14,6 +14,7 @@ from ..errors import FolderError, MissingDependency, StorageError, StorageFull
 
 try:
     import chromadb
+    from chromadb.api.shared_system_client import SharedSystemClient
     from chromadb.config import Settings as ChromaSettings
 except ImportError as error:  # pragma: no cover - a base dependency
     raise MissingDependency("chromadb", "all", "The vector index") from error
@@ -28,8 +29,12 @@ class ChromaStore:
     def __init__(self, path: Path) -> None:
         self._path = path
         with self._translated():
-            # A new Settings object for each client: Chroma changes the one it is given.
-            self._client = chromadb.PersistentClient(str(path), settings=ChromaSettings(anonymized_telemetry=False))
+            try:
+                # A new Settings object for each client: Chroma changes the one it is given.
+                self._client = chromadb.PersistentClient(str(path), settings=ChromaSettings(anonymized_telemetry=False))
+            except BaseException:
+                _forget_failed(path)
+                raise
             self._collection = self._open()
 
     def _open(self, **metadata: str | int) -> Any:
@@ -124,6 +129,12 @@ class ChromaStore:
                     path=where,
                 ) from error
             raise StorageError(f"Chroma failed in {where}: {error}", path=where) from error
+
+
+def _forget_failed(path: Path) -> None:
+    """Let the folder be opened again once it is mended: Chroma keeps what it failed to start, and returns it next time."""
+    if not SharedSystemClient._identifier_to_refcount.get(str(path)):
+        SharedSystemClient._identifier_to_system.pop(str(path), None)
 
 
 __all__ = ["COLLECTION", "ChromaStore"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..._failpoints import failpoint
-from ...errors import ClosedError, FolderError, FolderInUse, StorageError, StorageFull
+from ...errors import ClosedError, FolderError, FolderInUse, MessageError, StorageError, StorageFull
 from . import schema
 
 
@@ -27,11 +27,10 @@ class Database:
         self._lock = threading.RLock()
         self._closed = threading.Event()
         with translated(path):
-            fresh = not path.exists() or path.stat().st_size == 0
+            if path.exists():
+                self._check()
             self._writer = self._connect()
             try:
-                if not fresh:
-                    self._check()
                 schema.migrate(self._writer)
             except BaseException:
                 self._writer.close()
@@ -49,12 +48,21 @@ class Database:
         return db
 
     def _check(self) -> None:
-        if self._writer.execute("PRAGMA application_id").fetchone()[0] != schema.APPLICATION_ID:
+        """Raise `FolderError` unless the file is ours, or has nothing in it; a stranger's is left as it was."""
+        db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
+        try:
+            ours = db.execute("PRAGMA application_id").fetchone()[0] == schema.APPLICATION_ID
+            # A first open that was cut short leaves a file without tables.
+            empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+            version = schema.version(db)
+        finally:
+            db.close()
+        if not ours and not (empty and version == 0):
             raise FolderError(
                 f"{self.path} is not a memory of this package; choose another folder, or move that file away",
                 path=str(self.path),
             )
-        if schema.version(self._writer) > len(schema.MIGRATIONS):
+        if version > len(schema.MIGRATIONS):
             raise FolderError(
                 f"{self.path} was written by a newer version of neuralflow-memory; upgrade the package to open it",
                 path=str(self.path),
@@ -112,6 +120,11 @@ def translated(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into this package's."""
     try:
         yield
+    except UnicodeEncodeError:
+        raise MessageError(
+            "a text (a name, an id, a tag, metadata) holds half of a surrogate pair, which no encoding can carry; decode it "
+            "with errors='replace' first"
+        ) from None
     except sqlite3.Error as error:
         text, where = str(error), str(path)
         name = getattr(error, "sqlite_errorname", "")

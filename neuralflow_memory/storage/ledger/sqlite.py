@@ -17,8 +17,8 @@ from typing import Any, Literal
 from ..._failpoints import failpoint
 from ...errors import ConflictError, NotFound
 from ...protocols import Appended, Dirty, Feature, OnConflict, Record, StoredWindow
-from ...types import TYPE_NUMBER, Entry, MemoryType, Scope, SessionInfo, same_content
-from . import entries, fulltext, sessions, vectors
+from ...types import TYPE_NUMBER, Entry, MemoryType, Scope, SessionInfo, microseconds, same_content
+from . import entries, fulltext, sessions, summaries, vectors
 from .database import Database
 from .schema import OWNER_SHIFT
 from .sessions import KNOWLEDGE, Head
@@ -135,11 +135,24 @@ class SqliteLedger:
             written[entry.key] = replace(record, entry=entry)
         return ids, list(written.values())
 
-    def _apply(self, db: sqlite3.Connection, head: Head, records: Sequence[Record]) -> None:
+    def _apply(self, db: sqlite3.Connection, head: Head, records: Sequence[Record], *, restore: bool = True) -> None:
         """Put finished records in place: entry, features and dirty mark. Repeating it changes nothing."""
+        changed = [r.entry for r in records if r.entry.version > 1 and self._reads_otherwise(db, r.entry)]
+        # Neither its vector nor a summary may speak for a text that is gone; what is unchanged keeps both.
+        db.executemany("DELETE FROM vectors WHERE no = ?", [(e.number,) for e in changed])
         entries.put(db, [entries.row_of(r.entry, session=head.session, counter=self._counter) for r in records])
         fulltext.put(db, [r.feature(session=head.session) for r in records])
         vectors.mark(db, [(r.entry.number, bytes.fromhex(r.entry.key), r.entry.version) for r in records])
+        if changed:
+            now = microseconds(max(e.updated_at for e in changed))
+            ids = [e.id for e in changed]
+            head.summary = summaries.unfold(
+                db, owner=head.owner, session=head.session, changed=ids, now=now, restore=restore
+            )
+
+    def _reads_otherwise(self, db: sqlite3.Connection, entry: Entry) -> bool:
+        row = db.execute("SELECT content FROM entries WHERE no = ?", (entry.number,)).fetchone()
+        return row is not None and row[0] != entry.content
 
     def change(self, scope: Scope, record: Record) -> tuple[Record, int]:
         """Write a new version of an entry; it, and the number of its session.
@@ -150,7 +163,6 @@ class SqliteLedger:
             owner, session = self._place(db, scope, record.entry)
             record = replace(record, entry=replace(record.entry, version=record.entry.version + 1))
             head = Head(owner, 0, 0, session, 0, 0, None, 0, 0)
-            db.execute("DELETE FROM vectors WHERE no = ?", (record.entry.number,))
             self._apply(db, head, [record])
             failpoint("change.applied")
         failpoint("change.committed")
@@ -170,19 +182,16 @@ class SqliteLedger:
         with self._db.write() as db:
             owner = sessions.owner_of(db, scope)
             count = 0
+            gone: dict[int, list[str]] = {}
             for entry in doomed:
-                if entry.number >> OWNER_SHIFT != owner:
+                if owner is None or entry.number >> OWNER_SHIFT != owner:
                     continue
-                row = db.execute("DELETE FROM entries WHERE no = ? RETURNING version", (entry.number,)).fetchall()
-                if not row:
-                    continue
-                count += 1
-                key, version = bytes.fromhex(entry.key), row[0][0] + 1
-                db.execute("DELETE FROM features WHERE no = ?", (entry.number,))
-                db.execute("DELETE FROM vectors WHERE no = ?", (entry.number,))
-                db.execute("INSERT OR REPLACE INTO tombstones VALUES (?, ?, ?, ?)", (key, owner, version, now))
-                db.execute("UPDATE sessions SET summary = NULL WHERE summary = ?", (entry.number,))
-                vectors.mark(db, [(entry.number, key, version)])
+                removed = summaries.remove(db, entry.number, bytes.fromhex(entry.key), owner=owner, now=now)
+                if removed is not None:
+                    count += 1
+                    gone.setdefault(removed[0], []).append(removed[1])
+            for session, ids in gone.items():
+                summaries.unfold(db, owner=owner or 0, session=session, changed=ids, now=now)
             failpoint("change.applied")
         failpoint("change.committed")
         return count
@@ -250,7 +259,7 @@ class SqliteLedger:
                     number = (head.owner << OWNER_SHIFT) | head.last_n
                     entry = replace(entry, number=number, seq=head.last_seq, version=dead.get(entry.key, 0) + 1)
                 written.append(replace(item, entry=entry))
-            self._apply(db, head, written)
+            self._apply(db, head, written, restore=False)
             head.active_at = now
             sessions.save_head(db, head)
             failpoint("change.applied")
