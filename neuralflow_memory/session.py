@@ -142,7 +142,7 @@ class Session:
         Args:
             query: What to look for, at most 10,000 characters.
             k: How many hits.
-            types: Only these kinds of memory.
+            types: Only these kinds of memory; by default all but running summaries, which repeat what their turns say.
             filter: Conditions on fields and metadata, e.g. `{"role": "user", "importance": {"$gte": 0.5}}`.
             since: Only what was said at or after this time.
             until: Only what was said at or before this time.

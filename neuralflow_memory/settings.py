@@ -25,7 +25,7 @@ from pydantic_settings import (
 )
 
 from .config import Embedding, Settings, explained
-from .errors import ConfigError, FolderError, ModelMismatch, StorageError
+from .errors import ConfigError, FolderError, MissingDependency, ModelMismatch, StorageError
 from .memory import Core, Memory
 from .models.extractive import ExtractiveSummarizer
 from .models.tokens import token_counter
@@ -302,6 +302,8 @@ def _embedder(settings: Settings) -> Embedder | None:
     if options.model == "none":
         return None
     if find_spec("sentence_transformers") is None:
+        if "model" in options.model_fields_set:
+            raise MissingDependency("sentence-transformers", "local", f"The embedding model {options.model!r}")
         warnings.warn(
             "no embedder: search works by words alone. For search by meaning: pip install 'neuralflow-memory[local]', "
             "or pass embedder=...; embedder='none' silences this",

@@ -24,7 +24,7 @@ def operations():
                 yield pytest.param(owner, name, id=f"{owner.__name__}.{name}")
 
 
-@pytest.mark.parametrize(("owner", "name"), operations())
+@pytest.mark.parametrize(("owner", "name"), list(operations()))
 def test_every_operation_has_an_async_twin(owner, name):
     """The same name with an `a`, the same parameters."""
     if name in NO_TWIN:

@@ -325,6 +325,7 @@ def test_parked_entries_are_wrong():
         "integrity": "ok",
         "dirty": 1,
         "parked": [{"key": "aa", "attempts": 9, "error": "no space"}],
+        "parked_count": 1,
         "last_error": None,
         "exact_tokens": True,
         "tokenizer": "cl100k_base",

@@ -100,7 +100,11 @@ def check(memory, chat, said, options):
     atoms(context.messages)
     verbatim = [m for m in context.messages if m.id is not None]
     place = {m.id: n for n, m in enumerate(chat.messages())}
-    assert [place[m.id] for m in verbatim] == sorted(place[m.id] for m in verbatim), "out of order"
+    spoken = [place[m.id] for m in verbatim if m.role != "tool"]
+    assert spoken == sorted(spoken), "out of order"
+    for before, message in itertools.pairwise(verbatim):
+        if message.role == "tool":  # right behind its call, or another result of it: late ones move up
+            assert before.role == "tool" or message.tool_call_id in {c.id for c in before.tool_calls}
     users = [m for m in said if m.role == "user"]
     if users:
         sent = [m for m in verbatim if m.role == "user"]

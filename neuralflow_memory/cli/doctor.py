@@ -123,7 +123,7 @@ def state(facts: Mapping[str, Any]) -> Iterator[Finding]:
     yield Finding("note" if waiting else "ok", "to be indexed", f"{waiting:,} entries wait" if waiting else "nothing")
     parked = facts["parked"]
     if parked:
-        yield Finding("wrong", "parked", f"{len(parked)} entries fail to be indexed: {parked[0]['error']}")
+        yield Finding("wrong", "parked", f"{facts['parked_count']:,} entries fail to be indexed: {parked[0]['error']}")
     if facts["last_error"]:
         yield Finding("note", "last error", str(facts["last_error"]))
     exact = "exact" if facts["exact_tokens"] else "an estimate: its file is not on this machine"

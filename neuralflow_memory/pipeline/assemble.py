@@ -14,7 +14,7 @@ from typing import Literal
 from ..errors import BudgetError, InputError
 from ..rules.budget import MESSAGE_OVERHEAD, REPLY_OVERHEAD, Unit, items, message_tokens, units
 from ..types import Candidate, Context, Entry, Hit, MemoryType, Message, Scope
-from .ingest import INJECTED
+from .ingest import INJECTED, own_copy
 from .parts import Parts
 from .search import LONGEST_QUERY, Conditions, ranked
 
@@ -190,12 +190,12 @@ def _shrink(parts: Parts, plan: _Plan, rows: Sequence[int]) -> None:
 def _truncated(parts: Parts, message: Message, tokens: int) -> Message | None:
     """*message* with its text cut at the end so that it costs at most *tokens*; None if even a word does not fit."""
     text = message.text or " ".join(f"[{b['type']}]" for b in message.content if isinstance(b, Mapping))
-    low, high = 0, len(text)
+    low, high = 1, len(text)
     fitted: Message | None = None
     while low <= high:
         middle = (low + high) // 2
         tried = replace(message, content=text[:middle].rstrip() + _CUT, payload=None)
-        if middle and message_tokens(tried, parts.counter.count) <= tokens:
+        if message_tokens(tried, parts.counter.count) <= tokens:
             fitted, low = tried, middle + 1
         else:
             high = middle - 1
@@ -316,11 +316,12 @@ def _fit_block(
 
 
 def _ordered(plan: _Plan, block: Message | None) -> list[Message]:
-    rows = sorted(plan.chosen)
+    # A late result moves up to its call: providers refuse what stands between the two.
+    rows = [row for unit in plan.units for row in unit.rows if row in plan.chosen]
     front = 0
     while front < len(rows) and plan.messages[rows[front]].role in ("system", "developer"):
         front += 1
-    sent = [plan.chosen[row] for row in rows]
+    sent = [own_copy(plan.chosen[row]) for row in rows]
     return sent if block is None else [*sent[:front], block, *sent[front:]]
 
 

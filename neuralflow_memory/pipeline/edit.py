@@ -12,9 +12,10 @@ from typing import Any, Literal
 from ..errors import InputError, NotFound, QueryError
 from ..protocols import Record
 from ..rules.filters import parse
-from ..types import TYPES, Entry, MemoryType, Message, Scope, microseconds, same_content, utc
+from ..types import Entry, MemoryType, Message, Scope, microseconds, same_content, utc
 from .ingest import Messages, checked, listed, own_copy, take, turn
 from .parts import Parts, recorded
+from .search import checked_types
 
 _CHANGEABLE = frozenset({"content", "metadata", "tags", "category", "source", "importance", "expires_at"})
 
@@ -83,16 +84,14 @@ def select(
     condition = parse(filter)
     if within not in ("user", "session"):
         raise QueryError(f"within must be 'user' or 'session', not {within!r:.80}")
-    kinds = None if types is None else list(types)
-    if kinds is not None and (isinstance(types, str) or not set(kinds) <= set(TYPES)):
-        raise QueryError(f"types is a list of {', '.join(TYPES)}, not {types!r:.80}")
+    kinds = checked_types(types)
     start = get(parts, scope, after, principal=principal).number if after is not None else 0
     if since is not None and not isinstance(since, datetime):
         raise QueryError(f"since must be a datetime, not {since!r:.80}")
     found = parts.ledger.select(
         scope,
         session_only=within == "session",
-        types=None if kinds is None else [MemoryType(t) for t in kinds],
+        types=kinds,
         since=None if since is None else microseconds(utc(since)),
         after=start,
     )

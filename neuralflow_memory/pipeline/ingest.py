@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
-from ..errors import InputError, MessageError
+from .._json import copied
+from ..errors import ConflictError, InputError, MessageError
 from ..protocols import OnConflict, Record
 from ..types import Entry, MemoryType, Message, Scope, ToolCall, microseconds, utc
 from .parts import Parts, recorded
@@ -42,6 +42,8 @@ def add(
                 window = parts.window(scope)
             else:
                 take(parts, scope, done.written, session=done.session)
+        except ConflictError:
+            raise  # nothing was written
         except BaseException:
             resident.forget()  # whatever was written, RAM is read anew
             raise
@@ -181,14 +183,14 @@ def over_limits(parts: Parts, turns: int, tokens: int) -> bool:
 
 def own_copy(message: Message) -> Message:
     """*message* with its JSON values copied, so that nobody's later change of them reaches another's."""
-    new: dict[str, Any] = {"metadata": _copied(message.metadata, "metadata") if message.metadata else {}}
+    new: dict[str, Any] = {"metadata": copied(message.metadata, what="metadata") if message.metadata else {}}
     if not isinstance(message.content, str):
-        new["content"] = [_copied(b, "content blocks") for b in message.content]
+        new["content"] = [copied(b, what="content blocks") for b in message.content]
     if message.tool_calls:
         calls = message.tool_calls
-        new["tool_calls"] = tuple(ToolCall(c.id, c.name, _copied(c.args, "a tool call's args")) for c in calls)
+        new["tool_calls"] = tuple(ToolCall(c.id, c.name, copied(c.args, what="a tool call's args")) for c in calls)
     if message.payload is not None:
-        new["payload"] = _copied(message.payload, "payload")
+        new["payload"] = copied(message.payload, what="payload")
     return replace(message, **new)
 
 
@@ -198,7 +200,7 @@ def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     if "metadata" in new:
         if not isinstance(new["metadata"], Mapping):
             raise InputError(f"metadata is a mapping of JSON values, not {new['metadata']!r:.80}")
-        new["metadata"] = _copied(new["metadata"], "metadata")
+        new["metadata"] = copied(new["metadata"], what="metadata")
     if "tags" in new:
         given = new["tags"]
         tags = [*given] if isinstance(given, Iterable) and not isinstance(given, str) else [None]
@@ -218,19 +220,6 @@ def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"expires_at is a datetime or None, not {new['expires_at']!r:.80}")
         new["expires_at"] = utc(new["expires_at"])
     return new
-
-
-def _copied(value: Any, what: str) -> Any:
-    try:
-        return json.loads(json.dumps(value, allow_nan=False, default=_mapping))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise MessageError(f"{what} must hold JSON values only ({error}); convert the others to text first") from None
-
-
-def _mapping(value: Any) -> Any:
-    if isinstance(value, Mapping):  # MappingProxyType and the like
-        return dict(value)
-    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def _encodable(text: str) -> str:

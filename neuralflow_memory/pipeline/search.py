@@ -6,17 +6,18 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import QueryError, ScopeError
+from ..errors import ClosedError, QueryError, ScopeError
 from ..rules import ranking
 from ..rules.filters import parse
 from ..rules.lexical import term_ids
 from ..rules.vectors import unit_rows
-from ..types import TYPE_NUMBER, Hit, MemoryType, Scope, microseconds, utc
+from ..types import TYPE_NUMBER, TYPES, Hit, MemoryType, Scope, microseconds, utc
 from .index import embed_now
 from .parts import Parts
 from .scope_index import ScopeIndex
@@ -53,26 +54,29 @@ def search(
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise QueryError(f"k is a number of hits, at least 1, not {k!r:.80}")
     hits = ranked(parts, scope, query, principal=principal, conditions=conditions)
-    return [hit for hit, _ in zip(hits, range(k), strict=False)]
+    return list(islice(hits, k))
 
 
 def ranked(parts: Parts, scope: Scope, query: str, *, principal: str | None, conditions: Conditions) -> Iterator[Hit]:
     """Every entry that fulfils *conditions*, best first. What is not relevant at all is left out."""
     parts.authorize(principal, "read", scope)
     condition = parse(conditions.filter)
+    kinds = checked_types(conditions.types)
     session = _session(parts, scope, conditions.within)
     resident = parts.resident(scope)
     with resident.lock:
+        fresh = resident.index is None
         index = resident.load(_model(parts), most_vectors=MOST_IN_RAM)
         rows, pending = index.rows, bool(index.pending.any())
-    parts.residents.trim()
+    if fresh:
+        parts.residents.trim()
     if not rows:
         return
     question = _question(parts, scope, query, pending=pending)
     near = _near(parts, scope, question) if rows > MOST_IN_RAM else None
     with resident.lock:
         index = resident.load(_model(parts), most_vectors=MOST_IN_RAM)
-        allowed = _allowed(parts, scope, index, conditions, session=session)
+        allowed = _allowed(parts, scope, index, conditions, kinds=kinds, session=session)
         signals = _signals(index, query, question, near)
         parts_of_score = ranking.weighted(signals, ranking.Weights())
         scores: ranking.Scores = np.sum(list(parts_of_score.values()), axis=0, dtype=np.float32)
@@ -123,14 +127,34 @@ def _model(parts: Parts) -> tuple[int, int] | None:
     return None
 
 
-def _allowed(parts: Parts, scope: Scope, index: ScopeIndex, conditions: Conditions, *, session: int | None) -> Row:
+def checked_types(types: Iterable[MemoryType] | None) -> list[MemoryType] | None:
+    """*types* as a list of known ones; `QueryError` otherwise."""
+    if types is None:
+        return None
+    kinds = list(types)
+    if isinstance(types, str) or not set(kinds) <= set(TYPES):
+        raise QueryError(f"types is a list of {', '.join(TYPES)}, not {types!r:.80}")
+    return [MemoryType(kind) for kind in kinds]
+
+
+def _allowed(
+    parts: Parts,
+    scope: Scope,
+    index: ScopeIndex,
+    conditions: Conditions,
+    *,
+    kinds: list[MemoryType] | None,
+    session: int | None,
+) -> Row:
     allowed: Row = index.alive & (index.expires > microseconds(parts.clock()))
     if session is not None:
         allowed &= index.session == session
     if conditions.within == "agent":
         allowed &= index.agent == scope.agent_id
-    if conditions.types is not None:
-        allowed &= np.isin(index.kind, [TYPE_NUMBER[MemoryType(t)] for t in conditions.types])
+    if kinds is None:
+        allowed &= index.seq > 0  # running summaries repeat what their turns say: only on request
+    else:
+        allowed &= np.isin(index.kind, [TYPE_NUMBER[kind] for kind in kinds])
     if conditions.since is not None:
         allowed &= index.created >= _time(conditions.since, "since")
     if conditions.until is not None:
@@ -160,6 +184,8 @@ def _question(parts: Parts, scope: Scope, query: str, *, pending: bool) -> npt.N
             embed_now(parts, scope)
         vector: npt.NDArray[np.float32] = unit_rows([parts.embedder.embed_query(query)], rows=1)[0]
         return vector
+    except ClosedError:
+        raise
     except Exception as error:  # whatever an embedder raises: the words still answer
         parts.tally["search_without_vectors"] += 1
         warnings.warn(f"searching by words alone: the embedder failed ({error})", RuntimeWarning, stacklevel=2)
@@ -197,4 +223,4 @@ def _signals(
     return {"dense": dense, "next": np.where(index.after >= 0, dense[index.after], 0.0), **signals}
 
 
-__all__ = ["Conditions", "Within", "ranked", "search"]
+__all__ = ["Conditions", "Within", "checked_types", "ranked", "search"]

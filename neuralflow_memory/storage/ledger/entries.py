@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from ...errors import MessageError
+from ..._json import dumped
 from ...types import TYPE_NUMBER, TYPES, Entry, Scope, ToolCall, microseconds, moment
 from .schema import OWNER_SHIFT
 
@@ -34,20 +34,6 @@ def _optional(when: datetime | None) -> int | None:
     return None if when is None else microseconds(when)
 
 
-def dump(value: Any, *, what: str) -> str:
-    """JSON text of *value*; `MessageError` when it is not JSON."""
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_mapping)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise MessageError(f"{what} must hold JSON values only ({error}); convert the others to text first") from None
-
-
-def _mapping(value: Any) -> Any:
-    if isinstance(value, Mapping):  # MappingProxyType and the like
-        return dict(value)
-    raise TypeError(f"{type(value).__name__} is not JSON")
-
-
 def row_of(entry: Entry, *, session: int, counter: str) -> tuple[Any, ...]:
     """The row that stores *entry*."""
     body: dict[str, Any] = {}
@@ -69,17 +55,17 @@ def row_of(entry: Entry, *, session: int, counter: str) -> tuple[Any, ...]:
         entry.name,
         entry.scope.agent_id,
         entry.content,
-        dump(body, what="tool calls and content blocks") if body else None,
-        None if entry.payload is None else dump(entry.payload, what="payload"),
-        dump(entry.metadata, what="metadata") if entry.metadata else None,
+        dumped(body, what="tool calls and content blocks") if body else None,
+        None if entry.payload is None else dumped(entry.payload, what="payload"),
+        dumped(entry.metadata, what="metadata") if entry.metadata else None,
         _PLAIN,
-        dump(entry.tags, what="tags") if entry.tags else None,
+        dumped(entry.tags, what="tags") if entry.tags else None,
         entry.category,
         entry.source,
         entry.importance,
         entry.provenance,
         entry.trust,
-        dump(entry.sources, what="sources") if entry.sources else None,
+        dumped(entry.sources, what="sources") if entry.sources else None,
         microseconds(entry.created_at),
         microseconds(entry.written_at),
         microseconds(entry.updated_at),

@@ -472,6 +472,9 @@ class SqliteLedger:
             names = ("owners", "sessions", "entries", "vectors", "dirty")
             found: dict[str, Any] = {n: db.execute(f"SELECT count(*) FROM {n}").fetchone()[0] for n in names}
             found["sessions"] = db.execute("SELECT count(*) FROM sessions WHERE session_id != ''").fetchone()[0]
+            found["parked_count"] = db.execute(
+                "SELECT count(*) FROM dirty WHERE retry_at >= ?", (parked_at,)
+            ).fetchone()[0]
             parked = db.execute("SELECT key, attempts, error FROM dirty WHERE retry_at >= ? LIMIT 20", (parked_at,))
             found["parked"] = [{"key": k.hex(), "attempts": a, "error": e} for k, a, e in parked]
         return found
