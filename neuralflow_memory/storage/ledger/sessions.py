@@ -27,7 +27,7 @@ class Head:
 
 
 _HEAD = """SELECT o.id, o.last_n, o.erase_epoch, s.id, s.last_seq, s.last_position, s.summary, s.version,
-    s.active_at FROM owners o JOIN sessions s ON s.owner = o.id WHERE o.key = ? AND s.session_id = ?"""
+    s.active_at FROM owners o JOIN sessions s ON s.owner = o.id WHERE """
 
 
 def owner_key(scope: Scope) -> str:
@@ -43,8 +43,13 @@ def owner_of(db: sqlite3.Connection, scope: Scope) -> int | None:
 
 def head(db: sqlite3.Connection, scope: Scope, *, session_id: str) -> Head | None:
     """Where a session stands, or None when it has no row yet."""
-    row = db.execute(_HEAD, (owner_key(scope), session_id)).fetchone()
+    row = db.execute(f"{_HEAD} o.key = ? AND s.session_id = ?", (owner_key(scope), session_id)).fetchone()
     return None if row is None else Head(*row)
+
+
+def head_of(db: sqlite3.Connection, session: int) -> Head:
+    """Where the session with this number stands."""
+    return Head(*db.execute(f"{_HEAD} s.id = ?", (session,)).fetchone())
 
 
 def open_head(db: sqlite3.Connection, scope: Scope, *, session_id: str, now: int) -> Head:

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..._failpoints import failpoint
-from ...errors import ConflictError, NotFound
 from ...protocols import Appended, Dirty, Feature, OnConflict, Record, StoredWindow
-from ...types import TYPE_NUMBER, Entry, MemoryType, Scope, SessionInfo, microseconds, same_content
-from . import entries, fulltext, sessions, summaries, vectors
+from ...types import TYPE_NUMBER, Entry, MemoryType, Scope, SessionInfo
+from . import entries, fulltext, log, sessions, summaries, vectors, windows
 from .database import Database
 from .schema import OWNER_SHIFT
-from .sessions import KNOWLEDGE, Head
+from .sessions import KNOWLEDGE
 
 _CHUNK = 500
 
@@ -78,81 +76,14 @@ class SqliteLedger:
         with self._db.write() as db:
             failpoint("append.begun")
             head = sessions.open_head(db, scope, session_id=_session_id(scope, knowledge=knowledge), now=now)
-            ids, written = self._sequence(db, head, scope, records, on_conflict=on_conflict)
+            ids, written = log.sequence(db, head, records, scope=scope, on_conflict=on_conflict)
             if written:
                 head.active_at = now
-                self._apply(db, head, written)
+                log.apply(db, head, written, counter=self._counter)
                 sessions.save_head(db, head)
             failpoint("append.applied")
         failpoint("append.committed")
         return Appended(ids, written, head.session, head.erase_epoch)
-
-    def _sequence(
-        self, db: sqlite3.Connection, head: Head, scope: Scope, records: Sequence[Record], *, on_conflict: OnConflict
-    ) -> tuple[list[str], list[Record]]:
-        """Hand out numbers, seq, positions and versions; settle ids that are there already."""
-        named = [r.entry.key for r in records]
-        stored = {e.key: e for e in self._by_keys(db, scope, head.owner, named)}
-        dead = _tombstones(db, named)
-        ids: list[str] = []
-        written: dict[str, Record] = {}
-        for record in records:
-            entry = record.entry
-            ids.append(entry.id)
-            before = written[entry.key].entry if entry.key in written else stored.get(entry.key)
-            if before is None:
-                head.last_n += 1
-                head.last_seq += 1
-                position = None
-                if entry.type is MemoryType.SHORT_TERM:
-                    head.last_position += 1
-                    position = head.last_position
-                entry = replace(
-                    entry,
-                    number=(head.owner << OWNER_SHIFT) | head.last_n,
-                    seq=head.last_seq,
-                    position=position,
-                    version=dead.get(entry.key, 0) + 1,
-                )
-            elif same_content(before, entry) or on_conflict == "ignore":
-                continue
-            elif on_conflict == "raise":
-                raise ConflictError(
-                    f"the id {entry.id!r} is taken by other content in this session; give the new one its own id, "
-                    "or pass on_conflict='replace' or 'ignore'",
-                    id=entry.id,
-                )
-            else:
-                entry = replace(
-                    entry,
-                    number=before.number,
-                    seq=before.seq,
-                    position=before.position,
-                    version=before.version + 1,
-                    created_at=before.created_at,
-                    written_at=before.written_at,
-                )
-            written[entry.key] = replace(record, entry=entry)
-        return ids, list(written.values())
-
-    def _apply(self, db: sqlite3.Connection, head: Head, records: Sequence[Record], *, restore: bool = True) -> None:
-        """Put finished records in place: entry, features and dirty mark. Repeating it changes nothing."""
-        changed = [r.entry for r in records if r.entry.version > 1 and self._reads_otherwise(db, r.entry)]
-        # Neither its vector nor a summary may speak for a text that is gone; what is unchanged keeps both.
-        db.executemany("DELETE FROM vectors WHERE no = ?", [(e.number,) for e in changed])
-        entries.put(db, [entries.row_of(r.entry, session=head.session, counter=self._counter) for r in records])
-        fulltext.put(db, [r.feature(session=head.session) for r in records])
-        vectors.mark(db, [(r.entry.number, bytes.fromhex(r.entry.key), r.entry.version) for r in records])
-        if changed:
-            now = microseconds(max(e.updated_at for e in changed))
-            ids = [e.id for e in changed]
-            head.summary = summaries.unfold(
-                db, owner=head.owner, session=head.session, changed=ids, now=now, restore=restore
-            )
-
-    def _reads_otherwise(self, db: sqlite3.Connection, entry: Entry) -> bool:
-        row = db.execute("SELECT content FROM entries WHERE no = ?", (entry.number,)).fetchone()
-        return row is not None and row[0] != entry.content
 
     def change(self, scope: Scope, record: Record) -> tuple[Record, int]:
         """Write a new version of an entry; it, and the number of its session.
@@ -160,22 +91,12 @@ class SqliteLedger:
         Raises `ConflictError` when the entry has changed since it was read, `NotFound` when it is gone.
         """
         with self._db.write() as db:
-            owner, session = self._place(db, scope, record.entry)
+            head = log.place(db, record.entry, scope=scope)
             record = replace(record, entry=replace(record.entry, version=record.entry.version + 1))
-            head = Head(owner, 0, 0, session, 0, 0, None, 0, 0)
-            self._apply(db, head, [record])
+            log.apply(db, head, [record], counter=self._counter)
             failpoint("change.applied")
         failpoint("change.committed")
-        return record, session
-
-    def _place(self, db: sqlite3.Connection, scope: Scope, entry: Entry) -> tuple[int, int]:
-        owner = sessions.owner_of(db, scope)
-        row = db.execute("SELECT session, version FROM entries WHERE no = ?", (entry.number,)).fetchone()
-        if row is None or owner is None or entry.number >> OWNER_SHIFT != owner:
-            raise NotFound(f"no entry {entry.id!r} in this scope; it may have been deleted", id=entry.id)
-        if row[1] != entry.version:
-            raise ConflictError(f"entry {entry.id!r} has changed since it was read; read it again", id=entry.id)
-        return owner, int(row[0])
+        return record, head.session
 
     def drop(self, scope: Scope, doomed: Sequence[Entry], *, now: int) -> int:
         """Delete entries for good, leaving a tombstone each; how many there were."""
@@ -196,44 +117,17 @@ class SqliteLedger:
         failpoint("change.committed")
         return count
 
-    def clear(self, scope: Scope, *, now: int) -> int:
-        """Delete everything in a session; knowledge is not in it."""
-        doomed = list(self.select(scope, session_only=True))
-        return self.drop(scope, doomed, now=now)
-
     # -- the window
 
     def window(self, scope: Scope) -> StoredWindow | None:
         """The session's window and summary; reads nothing of what was folded. None for a session without a row."""
-        assert scope.session_id is not None
         with self._db.read() as db:
-            db.execute("BEGIN")
+            db.execute("BEGIN")  # head and entries as of one moment
             try:
-                head = sessions.head(db, scope, session_id=scope.session_id)
-                if head is None:
-                    return None
-                kept = [
-                    self._recounted(e, name)
-                    for e, name in entries.select(
-                        db,
-                        "e.session = ? AND e.position IS NOT NULL",
-                        (head.session,),
-                        scope=scope,
-                        owner=head.owner,
-                        tail="ORDER BY e.position",
-                    )
-                ]
-                summary = None
-                if head.summary is not None:
-                    found = list(entries.select(db, "e.no = ?", (head.summary,), scope=scope, owner=head.owner))
-                    summary = self._recounted(*found[0]) if found else None
+                head = sessions.head(db, scope, session_id=_session_id(scope))
+                return None if head is None else windows.load(db, head, scope=scope, counter=self._counter)
             finally:
                 db.execute("COMMIT")
-        return StoredWindow(kept, summary, head.session, head.erase_epoch, head.active_at)
-
-    def _recounted(self, entry: Entry, counter: str) -> Entry:
-        """Tokens are -1 when they were counted by another counter than today's: count again."""
-        return entry if counter == self._counter else replace(entry, tokens=-1)
 
     def set_window(self, scope: Scope, kept: Sequence[Entry | Record], *, now: int) -> list[Record]:
         """Make *kept* the window, in this order. Records among them are new, or new versions of entries.
@@ -242,24 +136,8 @@ class SqliteLedger:
         """
         with self._db.write() as db:
             head = sessions.open_head(db, scope, session_id=_session_id(scope), now=now)
-            db.execute("UPDATE entries SET position = NULL WHERE session = ? AND position IS NOT NULL", (head.session,))
-            dead = _tombstones(db, [k.entry.key for k in kept if isinstance(k, Record) and not k.entry.number])
-            written: list[Record] = []
-            for item in kept:
-                head.last_position += 1
-                if isinstance(item, Entry):
-                    db.execute("UPDATE entries SET position = ? WHERE no = ?", (head.last_position, item.number))
-                    continue
-                entry = replace(item.entry, position=head.last_position)
-                if entry.number:
-                    entry = replace(entry, version=entry.version + 1)
-                else:
-                    head.last_n += 1
-                    head.last_seq += 1
-                    number = (head.owner << OWNER_SHIFT) | head.last_n
-                    entry = replace(entry, number=number, seq=head.last_seq, version=dead.get(entry.key, 0) + 1)
-                written.append(replace(item, entry=entry))
-            self._apply(db, head, written, restore=False)
+            written = windows.arrange(db, head, kept)
+            log.apply(db, head, written, counter=self._counter, restore=False)
             head.active_at = now
             sessions.save_head(db, head)
             failpoint("change.applied")
@@ -269,30 +147,16 @@ class SqliteLedger:
     def fold(self, scope: Scope, *, folded: Sequence[Entry], before: StoredWindow, summary: Record) -> Record | None:
         """Take *folded* out of the window and make *summary* the session's summary, in one transaction.
 
-        None, and nothing is done, when the window, the summary or the owner has changed in a way that makes the summary
-        stale: an entry changed, left the window or was deleted, another fold came first, the subject was erased.
+        None, and nothing is done, when the summary is stale: an entry changed, left the window or was deleted, another
+        fold came first, the subject was erased.
         """
-        assert scope.session_id is not None
         with self._db.write() as db:
-            head = sessions.head(db, scope, session_id=scope.session_id)
-            if head is None or head.erase_epoch != before.erase_epoch:
+            head = sessions.head(db, scope, session_id=_session_id(scope))
+            if head is None or not windows.unchanged(db, head, folded=folded, before=before):
                 return None
-            if head.summary != (before.summary.number if before.summary else None):
-                return None
-            for entry in folded:
-                row = db.execute("SELECT version, position FROM entries WHERE no = ?", (entry.number,)).fetchone()
-                if row is None or row[0] != entry.version or row[1] is None:
-                    return None
-            lowest = db.execute("SELECT min(seq) FROM entries WHERE session = ?", (head.session,)).fetchone()[0] or 0
-            head.last_n += 1
-            record = replace(
-                summary,
-                entry=replace(
-                    summary.entry, number=(head.owner << OWNER_SHIFT) | head.last_n, seq=min(lowest, 0) - 1, version=1
-                ),
-            )
-            self._apply(db, head, [record])
-            db.executemany("UPDATE entries SET position = NULL WHERE no = ?", [(e.number,) for e in folded])
+            record = windows.summarized(db, head, summary)
+            log.apply(db, head, [record], counter=self._counter)
+            windows.leave(db, folded)
             head.summary = record.entry.number
             sessions.save_head(db, head)
             failpoint("fold.applied")
@@ -301,18 +165,11 @@ class SqliteLedger:
 
     # -- reading
 
-    def _by_keys(self, db: sqlite3.Connection, scope: Scope, owner: int, keys: Sequence[str]) -> Iterator[Entry]:
-        for start in range(0, len(keys), _CHUNK):
-            part = [bytes.fromhex(k) for k in keys[start : start + _CHUNK]]
-            where = f"e.key IN ({','.join('?' * len(part))})"
-            for entry, _ in entries.select(db, where, part, scope=scope, owner=owner):
-                yield entry
-
     def by_keys(self, scope: Scope, keys: Sequence[str]) -> dict[str, Entry]:
         """Entries of the owner by key; unknown keys, and other owners', are left out."""
         with self._db.read() as db:
             owner = sessions.owner_of(db, scope)
-            return {} if owner is None else {e.key: e for e in self._by_keys(db, scope, owner, keys)}
+            return {} if owner is None else {e.key: e for e in log.by_keys(db, keys, scope=scope, owner=owner)}
 
     def by_numbers(self, scope: Scope, numbers: Sequence[int]) -> dict[int, Entry]:
         """Entries of the owner by number; unknown numbers, and other owners', are left out."""
@@ -495,15 +352,6 @@ def _session_id(scope: Scope, *, knowledge: bool = False) -> str:
         return KNOWLEDGE
     assert scope.session_id is not None
     return scope.session_id
-
-
-def _tombstones(db: sqlite3.Connection, keys: Sequence[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for start in range(0, len(keys), _CHUNK):
-        part = [bytes.fromhex(k) for k in keys[start : start + _CHUNK]]
-        rows = db.execute(f"SELECT key, version FROM tombstones WHERE key IN ({','.join('?' * len(part))})", part)
-        found.update((key.hex(), version) for key, version in rows)
-    return found
 
 
 __all__ = ["SqliteLedger"]

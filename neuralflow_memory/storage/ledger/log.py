@@ -1,0 +1,123 @@
+"""The two halves of writing: `sequence` hands out numbers, seq and versions; `apply` puts finished records in place.
+
+Here both happen in one transaction; with a shared log, other hosts would only `apply`, which may be repeated.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from ...errors import ConflictError, NotFound
+from ...protocols import OnConflict, Record
+from ...types import Entry, MemoryType, Scope, microseconds, same_content
+from . import entries, fulltext, sessions, summaries, vectors
+from .schema import OWNER_SHIFT
+from .sessions import Head
+
+_CHUNK = 500  # parameters of one statement
+
+
+def sequence(
+    db: sqlite3.Connection, head: Head, records: Sequence[Record], *, scope: Scope, on_conflict: OnConflict
+) -> tuple[list[str], list[Record]]:
+    """The ids of *records*, and those that are new or changed, with number, seq, position and version.
+
+    Ids that are there already are settled by *on_conflict*; an equal id and content is no conflict.
+    """
+    named = [r.entry.key for r in records]
+    stored = {e.key: e for e in by_keys(db, named, scope=scope, owner=head.owner)}
+    dead = tombstones(db, named)
+    ids: list[str] = []
+    written: dict[str, Record] = {}
+    for record in records:
+        entry = record.entry
+        ids.append(entry.id)
+        before = written[entry.key].entry if entry.key in written else stored.get(entry.key)
+        if before is None:
+            entry = placed(head, entry, version=dead.get(entry.key, 0) + 1)
+            if entry.type is MemoryType.SHORT_TERM:
+                head.last_position += 1
+                entry = replace(entry, position=head.last_position)
+        elif same_content(before, entry) or on_conflict == "ignore":
+            continue
+        elif on_conflict == "raise":
+            raise ConflictError(
+                f"the id {entry.id!r} is taken by other content in this session; give the new one its own id, "
+                "or pass on_conflict='replace' or 'ignore'",
+                id=entry.id,
+            )
+        else:
+            entry = replace(
+                entry,
+                number=before.number,
+                seq=before.seq,
+                position=before.position,
+                version=before.version + 1,
+                created_at=before.created_at,
+                written_at=before.written_at,
+            )
+        written[entry.key] = replace(record, entry=entry)
+    return ids, list(written.values())
+
+
+def placed(head: Head, entry: Entry, *, version: int) -> Entry:
+    """*entry* with the next number and seq of its session."""
+    head.last_n += 1
+    head.last_seq += 1
+    return replace(entry, number=(head.owner << OWNER_SHIFT) | head.last_n, seq=head.last_seq, version=version)
+
+
+def place(db: sqlite3.Connection, entry: Entry, *, scope: Scope) -> Head:
+    """Where *entry* stands; `NotFound` when it is gone or not of *scope*, `ConflictError` when it has changed."""
+    owner = sessions.owner_of(db, scope)
+    row = db.execute("SELECT session, version FROM entries WHERE no = ?", (entry.number,)).fetchone()
+    if row is None or owner is None or entry.number >> OWNER_SHIFT != owner:
+        raise NotFound(f"no entry {entry.id!r} in this scope; it may have been deleted", id=entry.id)
+    if row[1] != entry.version:
+        raise ConflictError(f"entry {entry.id!r} has changed since it was read; read it again", id=entry.id)
+    return sessions.head_of(db, int(row[0]))
+
+
+def apply(db: sqlite3.Connection, head: Head, records: Sequence[Record], *, counter: str, restore: bool = True) -> None:
+    """Put finished records in place: entry, features and dirty mark. Repeating it changes nothing.
+
+    Summaries of texts that change go, and what only they covered returns to the window, unless *restore* is False.
+    """
+    changed = [r.entry for r in records if r.entry.version > 1 and _reads_otherwise(db, r.entry)]
+    # Neither its vector nor a summary may speak for a text that is gone; what is unchanged keeps both.
+    db.executemany("DELETE FROM vectors WHERE no = ?", [(e.number,) for e in changed])
+    entries.put(db, [entries.row_of(r.entry, session=head.session, counter=counter) for r in records])
+    fulltext.put(db, [r.feature(session=head.session) for r in records])
+    vectors.mark(db, [(r.entry.number, bytes.fromhex(r.entry.key), r.entry.version) for r in records])
+    if changed:
+        now = microseconds(max(e.updated_at for e in changed))
+        ids = [e.id for e in changed]
+        head.summary = summaries.unfold(
+            db, owner=head.owner, session=head.session, changed=ids, now=now, restore=restore
+        )
+
+
+def _reads_otherwise(db: sqlite3.Connection, entry: Entry) -> bool:
+    row = db.execute("SELECT content FROM entries WHERE no = ?", (entry.number,)).fetchone()
+    return row is not None and row[0] != entry.content
+
+
+def by_keys(db: sqlite3.Connection, keys: Sequence[str], *, scope: Scope, owner: int) -> Iterator[Entry]:
+    """Entries of *owner* by key; unknown keys, and other owners', are left out."""
+    for start in range(0, len(keys), _CHUNK):
+        part = [bytes.fromhex(k) for k in keys[start : start + _CHUNK]]
+        where = f"e.key IN ({','.join('?' * len(part))})"
+        for entry, _ in entries.select(db, where, part, scope=scope, owner=owner):
+            yield entry
+
+
+def tombstones(db: sqlite3.Connection, keys: Sequence[str]) -> dict[str, int]:
+    """Versions at which entries were deleted, by key."""
+    found: dict[str, int] = {}
+    for start in range(0, len(keys), _CHUNK):
+        part = [bytes.fromhex(k) for k in keys[start : start + _CHUNK]]
+        rows = db.execute(f"SELECT key, version FROM tombstones WHERE key IN ({','.join('?' * len(part))})", part)
+        found.update((key.hex(), version) for key, version in rows)
+    return found
