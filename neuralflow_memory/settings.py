@@ -15,18 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-    YamlConfigSettingsSource,
-)
-
-from .config import Embedding, Settings, explained
+from .config import Embedding, Settings
+from .core import Core
 from .errors import ConfigError, FolderError, MissingDependency, ModelMismatch, StorageError
-from .memory import Core, Memory
+from .memory import Memory
 from .models.extractive import ExtractiveSummarizer
 from .models.tokens import token_counter
 from .pipeline.parts import Parts, recorded
@@ -34,10 +26,10 @@ from .pipeline.resident import Residents
 from .protocols import AccessPolicy, Clock, Embedder, EntryStore, Ledger, Summarizer, TokenCounter
 from .rules.lexical import VERSION as LEXICAL_VERSION
 from .security.access import AllowOwn
+from .sources import IN_MEMORY, laid_over, read_settings
 from .storage.ledger.sqlite import SqliteLedger
 from .storage.lock import FolderLock
 
-IN_MEMORY = ":memory:"
 LEDGER_FILE = "ledger.sqlite3"
 CHROMA_FOLDER = "chroma"
 _OURS = frozenset({LEDGER_FILE, LEDGER_FILE + "-wal", LEDGER_FILE + "-shm", CHROMA_FOLDER, "lock"})
@@ -140,75 +132,11 @@ async def aopen_memory(
     return memory
 
 
-def read_settings(source: str | os.PathLike[str] | Settings | None = None, **options: Any) -> Settings:
-    """Settings from *source* (a folder, a `.toml` or `.yaml` file, or ready ones), the environment and *options*.
-
-    Raises:
-        ConfigError: An option is unknown or wrong; all problems are named.
-    """
-    if isinstance(source, Settings):
-        if not options:
-            return source
-        base = source.model_dump()
-        for name, value in options.items():
-            new = value.model_dump() if isinstance(value, BaseModel) else value
-            base[name] = (
-                _laid(new, base[name]) if isinstance(new, Mapping) and isinstance(base.get(name), dict) else new
-            )
-        return _validated(lambda: Settings.model_validate(base))
-    file: Path | None = None
-    if source is not None:
-        path = Path(source).expanduser() if str(source) != IN_MEMORY else Path(IN_MEMORY)
-        if path.suffix in (".toml", ".yaml", ".yml") and not path.is_dir():
-            if not path.is_file():
-                raise ConfigError(f"there is no file {path}; give a folder, or a file of options that exists")
-            file = path
-        else:
-            options["path"] = path
-    return _validated(lambda: _sources(file)(**options))
-
-
-def _validated(build: Callable[[], Settings]) -> Settings:
-    try:
-        return build()
-    except ValidationError as error:
-        raise ConfigError(f"wrong settings: {explained(error)}") from None
-    except ConfigError:
-        raise
-    except Exception as error:  # what the TOML and YAML readers and the environment's JSON raise
-        raise ConfigError(f"the settings can't be read: {error}") from error
-
-
-def _sources(file: Path | None) -> type[Settings]:
-    """`Settings` that read arguments first, then `NEURALFLOW_*`, then *file*."""
-
-    class Sources(Settings, BaseSettings):
-        model_config = SettingsConfigDict(
-            env_prefix="NEURALFLOW_", env_nested_delimiter="__", extra="forbid", frozen=True
-        )
-
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
-            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            if file is None:
-                return init_settings, env_settings
-            kind = TomlConfigSettingsSource if file.suffix == ".toml" else YamlConfigSettingsSource
-            return init_settings, env_settings, kind(settings_cls, file)
-
-    return Sources
-
-
 def _same(opened: _Opened, settings: Settings, parts: Mapping[str, Any]) -> None:
     """Raise `ConfigError`, naming the difference, where what is asked for is not what the folder is open with."""
     asked, then = settings.model_dump(exclude_unset=True, exclude={"path"}), opened.settings.model_dump()
     different = [
-        n for n, value in asked.items() if (_laid(value, then[n]) if isinstance(value, dict) else value) != then[n]
+        n for n, value in asked.items() if (laid_over(value, then[n]) if isinstance(value, dict) else value) != then[n]
     ]
     different += [n for n in _PARTS if parts.get(n) is not None and parts[n] is not opened.parts.get(n)]
     if different:
@@ -216,10 +144,6 @@ def _same(opened: _Opened, settings: Settings, parts: Mapping[str, Any]) -> None
             f"{settings.path} is open in this process with other options ({', '.join(different)} differ); "
             "use the same ones, or close it first"
         )
-
-
-def _laid(new: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    return {**base, **new}
 
 
 def _close_handle(core: Core) -> None:

@@ -55,6 +55,10 @@ class Scope:
                 raise ScopeError(
                     f"{name} must be a non-empty string of at most 512 characters without NUL, not {value!r:.80}"
                 )
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise ScopeError(f"{name} holds half of a surrogate pair, which no encoding can carry") from None
         if self.user_id is None and self.session_id is None:
             raise ScopeError("a scope needs a user_id or a session_id")
 

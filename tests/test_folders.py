@@ -13,7 +13,7 @@ from conftest import rows
 
 from neuralflow_memory import ConfigError, FolderError, StorageError, StorageFull, open_memory
 from neuralflow_memory import Message as M
-from neuralflow_memory.settings import read_settings
+from neuralflow_memory.sources import read_settings
 from neuralflow_memory.testing import HashingEmbedder
 
 

@@ -32,7 +32,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for script
 
 def settings(path: Path | None) -> Settings:
     """Return what arguments, `NEURALFLOW_*` and a file of options say."""
-    from neuralflow_memory.settings import read_settings
+    from neuralflow_memory.sources import read_settings
 
     return read_settings(path)
 
