@@ -44,7 +44,7 @@ class ChromaStore:
             configuration={"hnsw": {"space": "cosine"}},
             metadata=metadata or None,
         )
-        space = (collection.configuration.get("hnsw") or {}).get("space")
+        space = (collection.configuration_json.get("hnsw") or {}).get("space")
         if space != "cosine":
             # get_or_create returns an existing collection whatever was asked for.
             raise FolderError(
