@@ -5,6 +5,7 @@ It can always be rebuilt from the ledger; what it returns is ids and distances, 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ class ChromaStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._replacing = threading.Lock()
+        """Held while `reset` swaps the collection, and by reads, which must not meet the moment between the two."""
         with self._translated():
             try:
                 # A new Settings object for each client: Chroma changes the one it is given.
@@ -88,24 +91,24 @@ class ChromaStore:
                 self._collection.delete(ids=list(keys[start : start + _BATCH]))
 
     def query(self, vector: Any, *, partition: str, k: int) -> list[tuple[str, float]]:
-        with self._translated():
+        with self._translated(), self._replacing:
             found = self._collection.query(
                 query_embeddings=[vector], n_results=k, where={"partition": partition}, include=["distances"]
             )
         return [(key, 1.0 - d) for key, d in zip(found["ids"][0], found["distances"][0], strict=True)]
 
     def count(self, *, partition: str | None = None) -> int:
-        with self._translated():
+        with self._translated(), self._replacing:
             if partition is None:
                 return int(self._collection.count())
             return len(self._collection.get(where={"partition": partition}, include=[])["ids"])
 
     def keys(self) -> list[str]:
-        with self._translated():
+        with self._translated(), self._replacing:
             return list(self._collection.get(include=[])["ids"])
 
     def reset(self, *, model_id: str, dimensions: int) -> None:
-        with self._translated():
+        with self._translated(), self._replacing:
             self._client.delete_collection(COLLECTION)
             self._collection = self._open(model_id=model_id, dimensions=dimensions)
 
