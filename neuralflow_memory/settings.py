@@ -102,7 +102,8 @@ def open_memory(
         release: Callable[[], None] = lambda: shutil.rmtree(scratch, ignore_errors=True)  # noqa: E731
     else:
         release = lambda: None  # noqa: E731
-    key = settings.path.resolve()
+    settings = settings.model_copy(update={"path": settings.path.expanduser().resolve()})  # os.chdir() must not move it
+    key = settings.path
     with _opening:
         opened = _opened.get(key)
         if opened is not None and opened.core.pid != os.getpid():
@@ -148,7 +149,7 @@ def _same(opened: _Opened, settings: Settings, parts: Mapping[str, Any]) -> None
 
 def _close_handle(core: Core) -> None:
     with _opening:
-        opened = _opened.get(core.parts.settings.path.resolve())
+        opened = _opened.get(core.parts.settings.path)
         if opened is None or opened.core is not core:
             return
         opened.handles -= 1

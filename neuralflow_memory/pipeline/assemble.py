@@ -91,7 +91,7 @@ def context(
     """The messages for the next call of the model; with *reserve_tokens* never more than *max_tokens*."""
     parts.authorize(principal, "read", scope)
     budget = _budget(parts, max_tokens, reserve_tokens, overflow)
-    with parts.resident(scope).lock:
+    with parts.held(scope):
         window = parts.window(scope)
         entries, summary = list(window.entries), window.summary
     messages = [e.message for e in entries]
@@ -247,7 +247,8 @@ def _hits(
     query = query.strip()[:LONGEST_QUERY]
     if not query:
         return []
-    found = ranked(parts, scope, query, principal=principal, conditions=Conditions(types=_HITS_FROM))
+    own = frozenset(e.number for e in entries if e.role == "user" and e.content.strip() == query)
+    found = ranked(parts, scope, query, principal=principal, conditions=Conditions(types=_HITS_FROM, besides=own))
     quotes = []
     for hit in islice((h for h in found if h.entry.content.strip()), MOST_HITS + len(entries)):
         line = _line(hit.entry)
@@ -256,15 +257,15 @@ def _hits(
 
 
 def _summary_lines(parts: Parts, plan: _Plan, summary: Entry | None, *, cap: int) -> list[str]:
-    """As many lines of the summary as fit its cap and the budget."""
+    """The summary, or as much of it as fits its cap and the budget: the sentences that say most."""
     if summary is None:
         return []
     lines = summary.content.splitlines()
     room = min(cap, plan.left)
-    while lines and _cost(parts, _block(lines, [])) > room:
+    over = _cost(parts, _block(lines, [])) - room
+    while lines and over > 0:
+        lines = parts.shortened(summary.content, max(0, parts.count_again("\n".join(lines)) - over)).splitlines()
         over = _cost(parts, _block(lines, [])) - room
-        while lines and over > 0:
-            over -= parts.count_again(lines.pop())
     return lines
 
 

@@ -54,13 +54,13 @@ def compact(
 def summary(parts: Parts, scope: Scope, *, principal: str | None) -> str:
     """The session's running summary, empty while nothing was folded."""
     parts.authorize(principal, "read", scope)
-    with parts.resident(scope).lock:
+    with parts.held(scope):
         found = parts.window(scope).summary
     return found.content if found else ""
 
 
 def _snapshot(parts: Parts, scope: Scope) -> StoredWindow:
-    with parts.resident(scope).lock:
+    with parts.held(scope):
         w = parts.window(scope)
         return StoredWindow(list(w.entries), w.summary, w.session, w.erase_epoch, w.active_at)
 
@@ -165,8 +165,7 @@ def _answer(parts: Parts, messages: Sequence[Message], previous: str, limit: int
 
 
 def _commit(parts: Parts, scope: Scope, before: StoredWindow, folded: Sequence[Entry], summary: Entry) -> bool:
-    resident = parts.resident(scope)
-    with resident.lock:
+    with parts.held(scope) as resident:
         assert scope.session_id is not None
         try:
             record = parts.ledger.fold(scope, folded=folded, before=before, summary=recorded(summary))

@@ -37,7 +37,7 @@ def transcript(
     if last == 0:
         return []
     if view == "window":
-        with parts.resident(scope).lock:
+        with parts.held(scope):
             found = list(parts.window(scope).entries)
         return [own_copy(e.message) for e in (found if last is None else found[-last:])]
     chosen = parts.ledger.select(scope, session_only=True, types=[MemoryType.SHORT_TERM], last=last)
@@ -112,8 +112,7 @@ def update(parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, p
         raise InputError(
             f"update() changes {', '.join(sorted(_CHANGEABLE))}; not {', '.join(sorted(unknown)) or 'nothing'}"
         )
-    resident = parts.resident(scope)
-    with resident.lock:
+    with parts.held(scope) as resident:
         before = get(parts, scope, id, principal=principal)
         new = checked(changes)
         if "content" in new:
@@ -141,7 +140,7 @@ def update(parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, p
 
 def _summed(parts: Parts, entries: Iterable[Entry]) -> list[Scope]:
     """The sessions whose summary may speak of *entries*; it is made anew, so RAM is read anew and folding begins."""
-    turns = {e.scope.session_id: e.scope for e in entries if e.type is MemoryType.SHORT_TERM}
+    turns = {e.scope.session_id: e.scope for e in entries if e.type is MemoryType.SHORT_TERM or e.seq < 0}
     return [scope for scope in turns.values() if parts.window(scope).summary is not None]
 
 
@@ -158,7 +157,7 @@ def delete(
     parts.authorize(principal, "delete", scope)
     if (ids is None) == (filter is None):
         raise InputError("delete takes ids or a filter: pass one of them")
-    with parts.resident(scope).lock:
+    with parts.held(scope):
         if ids is None:
             doomed = list(select(parts, scope, principal=principal, within=within, filter=filter, action="delete"))
         else:
@@ -169,7 +168,7 @@ def delete(
 def clear(parts: Parts, scope: Scope, *, principal: str | None) -> int:
     """Delete the session's turns and summaries; the user's knowledge stays."""
     parts.authorize(principal, "delete", scope)
-    with parts.resident(scope).lock:
+    with parts.held(scope):
         return _drop(parts, scope, list(parts.ledger.select(scope, session_only=True)))
 
 
@@ -203,8 +202,7 @@ def set_window(parts: Parts, scope: Scope, messages: Messages, *, principal: str
     parts.authorize(principal, "write", scope)
     now = parts.clock()
     wanted = listed(messages)
-    resident = parts.resident(scope)
-    with resident.lock:
+    with parts.held(scope) as resident:
         current = list(parts.window(scope).entries)
         kept = _matched(parts, scope, wanted, current, now=now)
         try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from itertools import groupby
 
 import numpy as np
@@ -180,11 +179,11 @@ def _embed(parts: Parts, entries: Sequence[Entry]) -> dict[int, Vector]:
     by_owner = groupby(sorted(zip(entries, rows, strict=True), key=lambda p: p[0].number), lambda p: p[0].number >> 32)
     for _, group in by_owner:
         pairs = list(group)
-        # Whoever is not in RAM needs no word: it is read from the ledger.
-        resident = parts.residents.known(pairs[0][0].scope)
-        with nullcontext() if resident is None else resident.lock:
+        # Also for those who are not in RAM: whoever loads them now waits, and finds the vectors in the ledger.
+        resident = parts.residents.unused(pairs[0][0].scope)
+        with resident.lock:
             kept = ledger.put_vectors(model, [row for _, row in pairs])
-            if resident is not None and resident.index is not None:
+            if resident.index is not None:
                 digests = {row[0]: row[2] for _, row in pairs}
                 resident.index.embed((number, known[digests[number]]) for number in kept)
     failpoint("index.saved")

@@ -31,8 +31,7 @@ def add(
     records = [turn(parts, scope, m, now=now) for m in listed(messages)]
     if not records:
         return []
-    resident = parts.resident(scope)
-    with resident.lock:
+    with parts.held(scope) as resident:
         window = parts.window(scope)
         try:
             done = parts.ledger.append(scope, records, on_conflict=on_conflict, now=microseconds(now))
@@ -102,8 +101,7 @@ def remember(
         **given,
         tokens=parts.counter.count(text),
     )
-    resident = parts.resident(scope)
-    with resident.lock:
+    with parts.held(scope) as resident:
         try:
             done = parts.ledger.append(
                 scope, [recorded(entry)], on_conflict="raise", now=microseconds(now), knowledge=True

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -29,6 +30,7 @@ class Parts:
         full: Called with the scope of a session whose window is over its limits.
         tally: Counts of what happened since the memory was opened, for `stats()`.
         count_again: Counts text that is likely to be asked for again: summaries, quotes.
+        shortened: A summary cut to so many tokens, without a model; also likely to be asked for again.
         trouble: The last failure of background work, for `stats()`.
     """
 
@@ -49,9 +51,13 @@ class Parts:
     tally: Counter[str] = field(default_factory=Counter)
     trouble: str | None = None
     count_again: Callable[[str], int] = field(init=False)
+    shortened: Callable[[str, int], str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.count_again = lru_cache(maxsize=512)(self.counter.count)
+        self.shortened = lru_cache(maxsize=64)(
+            lambda text, tokens: self.floor.summarize([], previous=text, max_tokens=tokens)
+        )
 
     def authorize(self, principal: str | None, action: str, scope: Scope) -> None:
         authorize(self.policy, principal, action=action, scope=scope)
@@ -63,8 +69,15 @@ class Parts:
     def resident(self, scope: Scope) -> Resident:
         return self.residents.of(scope)
 
+    @contextmanager
+    def held(self, scope: Scope) -> Iterator[Resident]:
+        """The resident of the scope's owner, locked. It must be held by name: with its last holder goes its lock."""
+        resident = self.residents.of(scope)
+        with resident.lock:
+            yield resident
+
     def window(self, scope: Scope) -> Window:
-        """The session's window; hold its resident's lock."""
+        """The session's window; for those who have `held` its resident."""
         return self.residents.of(scope).window(scope, count=self.count)
 
 

@@ -112,7 +112,8 @@ class Resident:
     @property
     def nbytes(self) -> int:
         turns = sum(len(w.entries) for w in list(self._windows.values()))
-        return (self._index.nbytes if self._index else 0) + 2000 * turns + 500
+        index = self._index
+        return (index.nbytes if index is not None else 0) + 2000 * turns + 500
 
 
 class Residents:
@@ -130,30 +131,33 @@ class Residents:
         self._lock = threading.Lock()
 
     def of(self, scope: Scope) -> Resident:
-        """The resident of the owner of *scope*."""
+        """The resident of the owner of *scope*, as one that is in use."""
         with self._lock:
-            resident = self._all.get(scope.owner)
-            if resident is None:
-                tenant, user, session = scope.owner
-                resident = self._all[scope.owner] = Resident(Scope(tenant, user, session), self._ledger)
-                self._made += 1
-                crowded = self._made % _TRIM_EVERY == 0
-            else:
-                crowded = False
+            resident = self._found(scope)
             self._recent[scope.owner] = resident
             self._recent.move_to_end(scope.owner)
+            crowded = self._made >= _TRIM_EVERY
         if crowded:
             self.trim()
         return resident
 
-    def known(self, scope: Scope) -> Resident | None:
-        """The resident of the owner of *scope* if it is in RAM; asking does not count as use."""
+    def unused(self, scope: Scope) -> Resident:
+        """The resident of the owner of *scope*, for its lock: asking does not count as use."""
         with self._lock:
-            return self._all.get(scope.owner)
+            return self._found(scope)
+
+    def _found(self, scope: Scope) -> Resident:
+        resident = self._all.get(scope.owner)
+        if resident is None:
+            tenant, user, session = scope.owner
+            resident = self._all[scope.owner] = Resident(Scope(tenant, user, session), self._ledger)
+            self._made += 1
+        return resident
 
     def trim(self) -> None:
         """Let go of what was not used lately, until the rest fits."""
         with self._lock:
+            self._made = 0
             total = 0
             for key, resident in reversed(list(self._recent.items())):
                 total += resident.nbytes

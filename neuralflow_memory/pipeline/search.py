@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ClosedError, QueryError, ScopeError
+from ..errors import ClosedError, EmbeddingError, QueryError, ScopeError
 from ..rules import ranking
 from ..rules.filters import parse
 from ..rules.lexical import term_ids
@@ -39,6 +40,8 @@ class Conditions:
     since: datetime | str | None = None
     until: datetime | str | None = None
     within: Within | None = None
+    besides: frozenset[int] = frozenset()
+    """Numbers of entries that are no hits and count for nothing, such as the question itself."""
 
 
 def search(
@@ -73,11 +76,20 @@ def ranked(parts: Parts, scope: Scope, query: str, *, principal: str | None, con
     if not rows:
         return
     question = _question(parts, scope, query, pending=pending)
-    near = _near(parts, scope, question) if rows > MOST_IN_RAM else None
+    near: dict[int, float] | None = None
+    if rows > MOST_IN_RAM:
+        near = {}
+        with _tolerated(parts, "searching by words alone"):
+            near = _near(parts, scope, question)
     with resident.lock:
         index = resident.load(_model(parts), most_vectors=MOST_IN_RAM)
         allowed = _allowed(parts, scope, index, conditions, kinds=kinds, session=session)
-        signals = _signals(index, query, question, near)
+        counted = index.alive.copy()
+        if kinds is None or MemoryType.EPISODIC not in kinds:
+            counted &= index.seq > 0  # running summaries repeat what their turns say: only on request
+        counted[[index.row_of[number] for number in conditions.besides if number in index.row_of]] = False
+        allowed &= counted
+        signals = _signals(index, query, question, near, counted)
         parts_of_score = ranking.weighted(signals, ranking.Weights())
         scores: ranking.Scores = np.sum(list(parts_of_score.values()), axis=0, dtype=np.float32)
         allowed &= (signals["lexical"] > 0) | (signals.get("dense", signals["lexical"]) > 0)
@@ -151,9 +163,7 @@ def _allowed(
         allowed &= index.session == session
     if conditions.within == "agent":
         allowed &= index.agent == scope.agent_id
-    if kinds is None:
-        allowed &= index.seq > 0  # running summaries repeat what their turns say: only on request
-    else:
+    if kinds is not None:
         allowed &= np.isin(index.kind, [TYPE_NUMBER[kind] for kind in kinds])
     if conditions.since is not None:
         allowed &= index.created >= _time(conditions.since, "since")
@@ -179,17 +189,30 @@ def _question(parts: Parts, scope: Scope, query: str, *, pending: bool) -> npt.N
     """The question's vector, with what the scope has pending embedded first. None, and words alone, if that fails."""
     if parts.embedder is None:
         return None
-    try:
-        if pending:
+    if pending:
+        with _tolerated(parts, "searching new entries by words alone"):
             embed_now(parts, scope)
-        vector: npt.NDArray[np.float32] = unit_rows([parts.embedder.embed_query(query)], rows=1)[0]
-        return vector
+    vector: npt.NDArray[np.float32] | None = None
+    with _tolerated(parts, "searching by words alone"):
+        given = unit_rows([parts.embedder.embed_query(query)], rows=1)[0]
+        model = _model(parts)
+        if model is not None and model[1] != len(given):
+            raise EmbeddingError(f"its vectors have {len(given)} numbers, and those of this folder {model[1]}")
+        vector = given
+    return vector
+
+
+@contextmanager
+def _tolerated(parts: Parts, consequence: str) -> Iterator[None]:
+    """Turn what an embedder or an index raises into a warning: the words still answer."""
+    try:
+        yield
     except ClosedError:
         raise
-    except Exception as error:  # whatever an embedder raises: the words still answer
+    except Exception as error:
         parts.tally["search_without_vectors"] += 1
-        warnings.warn(f"searching by words alone: the embedder failed ({error})", RuntimeWarning, stacklevel=2)
-        return None
+        parts.trouble = f"search: {type(error).__name__}: {error}"
+        warnings.warn(f"{consequence}: {error}", RuntimeWarning, stacklevel=4)
 
 
 def _near(parts: Parts, scope: Scope, question: npt.NDArray[np.float32] | None) -> dict[int, float]:
@@ -201,13 +224,13 @@ def _near(parts: Parts, scope: Scope, question: npt.NDArray[np.float32] | None) 
 
 
 def _signals(
-    index: ScopeIndex, query: str, question: npt.NDArray[np.float32] | None, near: dict[int, float] | None
+    index: ScopeIndex, query: str, question: npt.NDArray[np.float32] | None, near: dict[int, float] | None, counted: Row
 ) -> dict[str, ranking.Scores]:
     """The signals of `ranking.Weights`, each of shape (rows,); without a vector of the question, those of words."""
     terms = term_ids(query)
     signals = {
-        "lexical": ranking.relative(index.postings.bm25(terms)),
-        "session": ranking.relative(index.postings.grouped(terms, index.place))[index.place],
+        "lexical": ranking.relative(index.postings.bm25(terms, alive=counted)),
+        "session": ranking.relative(index.postings.grouped(terms, index.place, alive=counted))[index.place],
         "length": ranking.length(index.words),
         "statement": ranking.statement(index.question, index.words),
     }
@@ -220,6 +243,7 @@ def _signals(
         dense = np.maximum(index.vectors @ question, 0.0)
     else:
         return signals
+    dense[~counted] = 0.0
     return {"dense": dense, "next": np.where(index.after >= 0, dense[index.after], 0.0), **signals}
 
 

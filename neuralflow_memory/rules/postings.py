@@ -158,13 +158,20 @@ class Postings:
         return _bm25(docs, counts, which, self._lengths[: self._n], number=number, total=total, k1=k1, b=b)
 
     def grouped(
-        self, query_ids: Ids | Sequence[int], groups: npt.NDArray[Any], *, k1: float = 1.2, b: float = 0.75
+        self,
+        query_ids: Ids | Sequence[int],
+        groups: npt.NDArray[Any],
+        *,
+        alive: npt.NDArray[np.bool_] | None = None,
+        k1: float = 1.2,
+        b: float = 0.75,
     ) -> npt.NDArray[np.float32]:
         """Score groups of documents as if each were one long document, e.g. the sessions that turns belong to.
 
         Args:
             query_ids: Ids of the query's terms; repeats count once.
             groups: Shape (n,); the group of each document, as whole numbers from 0.
+            alive: As for `bm25`.
             k1: As for `bm25`.
             b: As for `bm25`.
 
@@ -172,9 +179,11 @@ class Postings:
             Scores of shape (number of groups,).
         """
         terms = np.unique(np.asarray(query_ids, dtype=np.uint32))
-        docs, counts, which = self._postings(terms, None)
+        docs, counts, which = self._postings(terms, alive)
         number = int(groups.max(initial=-1)) + 1
-        lengths = np.bincount(groups, weights=self._lengths[: self._n], minlength=number)
+        lengths = np.bincount(
+            groups, weights=self._lengths[: self._n] * (1 if alive is None else alive), minlength=number
+        )
         pairs, places = np.unique(groups[docs] * max(1, len(terms)) + which, return_inverse=True)
         found, of = np.divmod(pairs, max(1, len(terms)))
         together = np.bincount(places, weights=counts, minlength=len(pairs))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..._failpoints import failpoint
+from ...errors import EmbeddingError
 from ...protocols import Appended, Dirty, Feature, OnConflict, Record, StoredWindow
 from ...types import TYPE_NUMBER, Entry, MemoryType, Scope, SessionInfo
 from . import entries, fulltext, log, sessions, summaries, vectors, windows
@@ -102,17 +103,20 @@ class SqliteLedger:
         """Delete entries for good, leaving a tombstone each; how many there were."""
         with self._db.write() as db:
             owner = sessions.owner_of(db, scope)
-            count = 0
-            gone: dict[int, list[str]] = {}
+            gone: dict[int, dict[int, Entry]] = {}
             for entry in doomed:
                 if owner is None or entry.number >> OWNER_SHIFT != owner:
                     continue
-                removed = summaries.remove(db, entry.number, bytes.fromhex(entry.key), owner=owner, now=now)
-                if removed is not None:
-                    count += 1
-                    gone.setdefault(removed[0], []).append(removed[1])
-            for session, ids in gone.items():
-                summaries.unfold(db, owner=owner or 0, session=session, changed=ids, now=now)
+                row = db.execute("SELECT session FROM entries WHERE no = ?", (entry.number,)).fetchone()
+                if row is not None:
+                    gone.setdefault(row[0], {})[entry.number] = entry
+            for session, theirs in gone.items():
+                ids = [e.id for e in theirs.values()]
+                # First: a summary that is deleted gives back what it covers, as one that has become stale does.
+                summaries.unfold(db, owner=owner or 0, session=session, changed=ids, gone=theirs.keys(), now=now)
+                for number, entry in theirs.items():
+                    summaries.remove(db, number, bytes.fromhex(entry.key), owner=owner or 0, now=now)
+            count = sum(len(theirs) for theirs in gone.values())
             failpoint("change.applied")
         failpoint("change.committed")
         return count
@@ -199,6 +203,8 @@ class SqliteLedger:
         *after*: only those written after this number. *last*: only the newest so many, still in order.
         """
         where, parameters = ["e.no > ?"], [after]
+        if session_only and after:
+            where = ["e.seq > (SELECT seq FROM entries WHERE no = ?)"]
         tail = "ORDER BY e.no"
         with self._db.read() as db:
             owner = sessions.owner_of(db, scope)
@@ -268,6 +274,11 @@ class SqliteLedger:
                 db.execute("INSERT OR IGNORE INTO models (name, dimensions) VALUES (?, ?)", (name, dimensions))
                 found = vectors.model(db, name)
         assert found is not None
+        if found[1] != dimensions:
+            raise EmbeddingError(
+                f"{name!r} gives vectors of {dimensions} numbers, and gave {found[1]} before: it is another model; give the "
+                "embedder a model_id of its own, and open the folder with embedder={'on_change': 'reindex'}"
+            )
         return found[0]
 
     def models(self) -> list[tuple[str, int]]:

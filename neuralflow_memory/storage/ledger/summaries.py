@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from . import vectors
 
@@ -18,13 +18,20 @@ def remove(db: sqlite3.Connection, number: int, key: bytes, *, owner: int, now: 
     db.execute("DELETE FROM features WHERE no = ?", (number,))
     db.execute("DELETE FROM vectors WHERE no = ?", (number,))
     db.execute("INSERT OR REPLACE INTO tombstones VALUES (?, ?, ?, ?)", (key, owner, version + 1, now))
-    db.execute("UPDATE sessions SET summary = NULL WHERE summary = ?", (number,))
+    db.execute("UPDATE sessions SET summary = NULL WHERE id = ? AND summary = ?", (session, number))
     vectors.mark(db, [(number, key, version + 1)])
     return session, own_id
 
 
 def unfold(
-    db: sqlite3.Connection, *, owner: int, session: int, changed: Iterable[str], now: int, restore: bool = True
+    db: sqlite3.Connection,
+    *,
+    owner: int,
+    session: int,
+    changed: Iterable[str],
+    now: int,
+    gone: Collection[int] = (),
+    restore: bool = True,
 ) -> int | None:
     """Delete the summaries of *session* that were made from the entries *changed* (ids); the number of its summary now.
 
@@ -38,7 +45,7 @@ def unfold(
     ).fetchall()
     tainted, stale = set(changed), {}
     for number, key, own_id, sources in rows:
-        if not tainted.isdisjoint(json.loads(sources or "[]")):
+        if number in gone or not tainted.isdisjoint(json.loads(sources or "[]")):
             tainted.add(own_id)
             stale[number] = key
     if not stale:

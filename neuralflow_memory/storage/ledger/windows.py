@@ -48,6 +48,10 @@ def unchanged(db: sqlite3.Connection, head: Head, *, folded: Sequence[Entry], be
     """Whether what a summary was made from still stands: epoch, earlier summary, and the turns in the window."""
     if head.erase_epoch != before.erase_epoch or head.summary != (before.summary.number if before.summary else None):
         return False
+    if before.summary is not None:
+        row = db.execute("SELECT version FROM entries WHERE no = ?", (before.summary.number,)).fetchone()
+        if row is None or row[0] != before.summary.version:
+            return False
     for entry in folded:
         row = db.execute("SELECT version, position FROM entries WHERE no = ?", (entry.number,)).fetchone()
         if row is None or row[0] != entry.version or row[1] is None:
