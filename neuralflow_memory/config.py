@@ -15,35 +15,41 @@ class _Section(BaseModel):
 class Budget(_Section):
     """Token caps of a prompt's parts, not reservations; a smaller `max_tokens` scales them."""
 
-    total: int = Field(8000, gt=0, description="`context`'s default max_tokens")
-    conversation: int = Field(4000, gt=0, description="verbatim turns")
-    summary: int = Field(1000, ge=0, description="the running summary and its wrapper")
+    total: int = Field(default=8000, gt=0, description="`context`'s default max_tokens")
+    conversation: int = Field(default=4000, gt=0, description="verbatim turns")
+    summary: int = Field(default=1000, ge=0, description="the running summary and its wrapper")
     hits_share: float = Field(
-        0.10, ge=0, le=0.9, description="least share kept for search hits; they also get what the parts leave"
+        default=0.10, ge=0, le=0.9, description="least share kept for search hits; they also get what the parts leave"
     )
 
 
 class Pruning(_Section):
     """When old turns are folded into the summary. An item is a user turn with everything up to the next one."""
 
-    max_context_items: int = Field(15, ge=1, description="items left verbatim after a fold, at most")
-    summarization_threshold: int = Field(25, ge=2, description="items that start a fold")
-    max_context_tokens: int = Field(4000, gt=0, description="tokens that start a fold; a fold leaves at most half")
-    summary_max_tokens: int = Field(1000, gt=0, description="the summarizer's output, within 75 % of budget.summary")
+    max_context_items: int = Field(default=15, ge=1, description="items left verbatim after a fold, at most")
+    summarization_threshold: int = Field(default=25, ge=2, description="items that start a fold")
+    max_context_tokens: int = Field(
+        default=4000, gt=0, description="tokens that start a fold; a fold leaves at most half"
+    )
+    summary_max_tokens: int = Field(
+        default=1000, gt=0, description="the summarizer's output, within 75 % of budget.summary"
+    )
 
 
 class SummarySegments(_Section):
     """How much the summarizer reads at a time."""
 
-    max_context_length: int = Field(4096, ge=256, description="source tokens per summarizer call")
-    context_overlap: int = Field(128, ge=0, description="tokens, in whole messages, shared by adjacent segments")
+    max_context_length: int = Field(default=4096, ge=256, description="source tokens per summarizer call")
+    context_overlap: int = Field(
+        default=128, ge=0, description="tokens, in whole messages, shared by adjacent segments"
+    )
 
 
 class Gemini(_Section):
     """Summaries by Gemini; used when a project or an API key is set."""
 
     model: str = "gemini-3.5-flash-lite"
-    project: str | None = Field(None, description="Vertex AI project; without one, `api_key` is used")
+    project: str | None = Field(default=None, description="Vertex AI project; without one, `api_key` is used")
     location: str = "global"
     api_key: SecretStr | None = None
 
@@ -52,23 +58,23 @@ class Embedding(_Section):
     """Which embedding model, where."""
 
     model: str = Field(
-        "all-MiniLM-L6-v2", description="a sentence-transformers model; 'none' for search by words alone"
+        default="all-MiniLM-L6-v2", description="a sentence-transformers model; 'none' for search by words alone"
     )
-    device: str | None = Field(None, description="e.g. cpu, cuda; None lets the library choose")
+    device: str | None = Field(default=None, description="e.g. cpu, cuda; None lets the library choose")
     on_change: Literal["raise", "reindex"] = Field(
-        "raise", description="what to do with a folder indexed by another model"
+        default="raise", description="what to do with a folder indexed by another model"
     )
 
 
 class Settings(_Section):
     """All options. From arguments, `NEURALFLOW_*` variables (`NEURALFLOW_BUDGET__TOTAL`), or a TOML or YAML file."""
 
-    path: Path = Field(Path("memory"), description="the folder; ':memory:' for one that goes away on close")
+    path: Path = Field(default=Path("memory"), description="the folder; ':memory:' for one that goes away on close")
     durability: Literal["process", "power"] = Field(
-        "process", description="what an acknowledged write survives: a killed process, or also a power cut"
+        default="process", description="what an acknowledged write survives: a killed process, or also a power cut"
     )
-    tokenizer: str = Field("cl100k_base", description="a tiktoken encoding, or 'approx'")
-    user_id: str | None = Field(None, description="the user of sessions that name none")
+    tokenizer: str = Field(default="cl100k_base", description="a tiktoken encoding, or 'approx'")
+    user_id: str | None = Field(default=None, description="the user of sessions that name none")
     budget: Budget = Budget()
     pruning: Pruning = Pruning()
     context: SummarySegments = SummarySegments()
@@ -81,6 +87,8 @@ class Settings(_Section):
             raise ValueError("pruning.summarization_threshold must be greater than pruning.max_context_items")
         if self.pruning.max_context_tokens > self.budget.conversation:
             raise ValueError("pruning.max_context_tokens must not exceed budget.conversation")
+        if self.context.context_overlap >= self.context.max_context_length:
+            raise ValueError("context.context_overlap must be less than context.max_context_length")
         return self
 
 

@@ -6,6 +6,7 @@ import atexit
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -43,12 +44,14 @@ class Core:
         parts.changed = self._wake.set
         parts.full = self._fold_later
         self._indexer: threading.Thread | None = None
-        if parts.embedder is not None:
+        if parts.store is not None:
             self._wake.set()  # what a crash or an earlier process left
             self._indexer = threading.Thread(target=self._index, name="neuralflow-indexer", daemon=True)
             self._indexer.start()
         else:
             self._loaded.set()
+        # weakref's own exit hook must be older than ours, or what torch registers while it is imported in close() never runs.
+        weakref.finalize(self, int).atexit = False
         atexit.register(self.close)
 
     # -- indexing
@@ -90,7 +93,7 @@ class Core:
 
     def _due(self) -> float | None:
         """When the next mark that is not parked is due, in seconds since 1970; None when none waits."""
-        found = self.parts.ledger.next_retry()
+        found = self.parts.ledger.next_retry(gone=self.parts.embedder is None)
         return None if found is None or found >= PARKED else found / 1_000_000
 
     def _note(self, what: str, error: BaseException) -> None:
@@ -113,17 +116,18 @@ class Core:
 
     def _fold(self, scope: Scope) -> None:
         again = True
-        while again and not self._closing.is_set():
+        while again:
             try:
-                compact(self.parts, scope)
+                if not self._closing.is_set():
+                    compact(self.parts, scope)
             except Exception as error:  # the turns stay in the window; the next add tries again
                 self._note("folding", error)
             with self._moved:
-                again = self._folding.get(scope, False)
+                again = self._folding[scope] and not self._closing.is_set()
                 self._folding[scope] = False
-        with self._moved:
-            self._folding.pop(scope, None)
-            self._moved.notify_all()
+                if not again:
+                    del self._folding[scope]
+                    self._moved.notify_all()
 
     # -- waiting and closing
 

@@ -233,11 +233,17 @@ class Ledger(Protocol):
         since: int | None = None,
         after: int = 0,
         last: int | None = None,
+        limit: int | None = None,
     ) -> Iterator[Entry]:
         """Entries of a session in the order of `seq`, or of the whole owner in the order they were written.
 
-        *after*: only those written after this number. *last*: only the newest so many, still in order.
+        *after*: only those after the entry with this number. *last*: only the newest so many, still in order. *limit*: only
+        the first so many.
         """
+        ...
+
+    def count(self, scope: Scope, *, session_only: bool) -> int:
+        """How many entries a session, or its whole owner, has."""
         ...
 
     def features(self, owner: int) -> list[Feature]:
@@ -284,8 +290,8 @@ class Ledger(Protocol):
         """Keep vectors (number, version, hash, float32 bytes); the numbers whose entry still is at that version."""
         ...
 
-    def claim(self, *, now: int, limit: int) -> list[Dirty]:
-        """Up to *limit* dirty marks that are due."""
+    def claim(self, *, now: int, limit: int, gone: bool = False) -> list[Dirty]:
+        """Up to *limit* dirty marks that are due; with *gone* only those of deleted entries."""
         ...
 
     def clear_dirty(self, marks: Sequence[tuple[int, int]]) -> None:
@@ -300,8 +306,8 @@ class Ledger(Protocol):
         """Let every waiting mark be tried again now."""
         ...
 
-    def next_retry(self) -> int | None:
-        """When the earliest mark is due, None when nothing is marked."""
+    def next_retry(self, *, gone: bool = False) -> int | None:
+        """When the earliest mark is due, None when nothing is marked; with *gone* only deleted entries' count."""
         ...
 
     def totals(self, *, parked_at: int) -> dict[str, Any]:

@@ -163,15 +163,17 @@ class Session:
         reserve_tokens: int = 0,
         search: bool = True,
         overflow: Literal["raise", "truncate"] = "raise",
+        pending_calls: bool = False,
     ) -> Context:
         """The messages for the next call of the model: summary, what search finds, recent turns.
 
         Args:
-            query: What to search for; None means the newest user turn.
+            query: What to search for; it is not among the messages. None means the newest user turn.
             max_tokens: The budget; None means `budget.total`.
             reserve_tokens: Tokens of it that the caller will add: pending input, tool schemas.
             search: Whether to look into the memory beyond the window.
             overflow: What to do when the newest user turn alone is too long: raise, or cut it.
+            pending_calls: Include a tool call at the very end whose results the caller is about to add.
 
         Returns:
             Messages that together with *reserve_tokens* never exceed *max_tokens*, and a report on every candidate.
@@ -188,6 +190,7 @@ class Session:
             reserve_tokens=reserve_tokens,
             search=search,
             overflow=overflow,
+            pending_calls=pending_calls,
         )
 
     def compact(self, *, max_tokens: int | None = None) -> CompactionReport:
@@ -270,7 +273,7 @@ class Entries:
     def count(self, *, filter: Mapping[str, Any] | None = None, within: Literal["user", "session"] = "session") -> int:
         """How many entries fulfil *filter*, in this session unless *within* is "user"."""
         s = self._session
-        return sum(1 for _ in edit.select(s._parts, s.scope, principal=s.principal, within=within, filter=filter))
+        return edit.count(s._parts, s.scope, principal=s.principal, filter=filter, within=within)
 
     alist = offload(list)
     aget = offload(get)

@@ -92,6 +92,7 @@ def open_memory(
         options["embedder"] = embedder
     else:
         parts["embedder"] = embedder
+    _check_parts(parts)
     if user_id is not None:
         options["user_id"] = user_id
     settings = read_settings(path_or_settings, **options)
@@ -120,6 +121,28 @@ def open_memory(
             _same(opened, settings, parts)
         opened.handles += 1
         return Memory(opened.core, on_close=_close_handle)
+
+
+def _check_parts(parts: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a part that lacks what is called on it, now rather than in the background."""
+    kinds = {
+        "embedder": Embedder,
+        "summarizer": Summarizer,
+        "token_counter": TokenCounter,
+        "policy": AccessPolicy,
+    }
+    for name, kind in kinds.items():
+        part = parts.get(name)
+        if part is not None and (isinstance(part, type) or not isinstance(part, kind)):
+            members = ", ".join(sorted(m for m in (*vars(kind), *kind.__annotations__) if not m.startswith("_")))
+            raise ConfigError(f"{name}= takes an object with {members}, not {part!r:.80}")
+    clock = parts.get("clock")
+    if clock is not None:
+        now = clock() if callable(clock) else None
+        if not isinstance(now, datetime) or now.tzinfo is None:
+            raise ConfigError(
+                "clock= takes a function that returns the current time, aware, e.g. lambda: datetime.now(UTC)"
+            )
 
 
 async def aopen_memory(
@@ -170,10 +193,11 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
         model_id = None if embedder is None else _model_id(embedder)
         if model_id is not None:
             _check_model(ledger, model_id, on_change=settings.embedder.on_change)
+        if model_id is not None or (folder / CHROMA_FOLDER).exists():  # without a model, to delete from it
             from .storage.chroma import ChromaStore
 
             store = ChromaStore(folder / CHROMA_FOLDER)
-            if store.model_id != model_id and ledger.models():
+            if model_id is not None and store.model_id != model_id and ledger.models():
                 ledger.mark_all()  # the index was lost, or is another model's: it is filled from the ledger
         ledger.retokenize(_lexical_version(), recorded)
         floor = ExtractiveSummarizer(counter)

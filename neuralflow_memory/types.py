@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -106,6 +106,8 @@ class Message:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
                 raise MessageError(f"a message's {name} must be a non-empty string or None, not {value!r:.80}")
+        if not isinstance(self.tool_calls, Iterable) or isinstance(self.tool_calls, str | Mapping):
+            raise MessageError(f"tool_calls is a list of ToolCall, not {self.tool_calls!r:.80}")
         if self.tool_calls:
             object.__setattr__(self, "tool_calls", tuple(_tool_call(c) for c in self.tool_calls))
         elif self.tool_calls != ():
@@ -113,6 +115,8 @@ class Message:
         if self.role == "tool" and self.tool_call_id is None:
             raise MessageError("a tool message needs the tool_call_id of the call it answers")
         if self.created_at is not None:
+            if not isinstance(self.created_at, datetime):
+                raise MessageError(f"created_at is a datetime, not {self.created_at!r:.80}")
             object.__setattr__(self, "created_at", utc(self.created_at))
         if not isinstance(self.metadata, Mapping) or not (self.payload is None or isinstance(self.payload, Mapping)):
             raise MessageError("a message's metadata and payload must be mappings of JSON values")

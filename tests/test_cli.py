@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import signal
+import sqlite3
 import subprocess
 import sys
 import tomllib
@@ -10,14 +12,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from conftest import FailingEmbedder, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from rich.progress import Progress
 from typer.testing import CliRunner
 
+from neuralflow_memory import open_memory
 from neuralflow_memory.cli import app, doctor, render
-from neuralflow_memory.cli.formats import read_jsonl, read_locomo
+from neuralflow_memory.cli.formats import _EXPECTED, _Line, read_jsonl, read_locomo
+from neuralflow_memory.cli.importing import wait
 from neuralflow_memory.errors import InputError
+from neuralflow_memory.testing import HashingEmbedder
 from neuralflow_memory.types import Candidate, Context, Message, SessionInfo
 
 ROOT = Path(__file__).parent.parent
@@ -145,6 +152,60 @@ def test_sessions_are_listed_by_user(run, jsonl):
     assert "garden" in run("sessions", "--user", "ada").stdout
 
 
+def test_an_empty_list_of_conversations_says_so(run, jsonl):
+    """Instead of an empty table: whose conversations there are none of, and what to pass."""
+    run("import", jsonl)
+    assert run("sessions").stdout == "no conversations without a user; pass --user NAME\n"
+    assert run("sessions", "--user", "bob").stdout == "no conversations of bob\n"
+
+
+def test_context_of_an_unknown_conversation_says_so(run, jsonl):
+    """A mistyped name is told, and is no error; a question is answered from the user's other conversations."""
+    run("import", jsonl)
+    told = "there is no conversation gardn of ada yet\n"
+    assert run("context", "--session", "gardn", "--user", "ada").stdout == told
+    assert run("context", "--session", "gardn").stdout == "there is no conversation gardn without a user yet\n"
+    answered = run("context", "where do the beans go", "--session", "gardn", "--user", "ada").stdout
+    assert answered.startswith(told)
+    assert "south wall" in answered
+    result = run("context", "--session", "gardn", "--user", "ada", "--json")
+    assert json.loads(result.stdout)["messages"] == []
+    assert result.stderr == told
+
+
+@pytest.mark.parametrize("command", [["add", "The door sticks.", "--session", "s"], ["sessions"]])
+def test_commands_that_need_no_model_load_none(run, tmp_path, monkeypatch, command):
+    """`add` and `sessions` are quick also where a model is set; what was added waits for it."""
+    run("add", "Hello.", "--session", "s")
+    monkeypatch.setenv("NEURALFLOW_EMBEDDER__MODEL", "all-MiniLM-L6-v2")
+    code = (
+        f"import sys; from neuralflow_memory.cli import app; app({command!r}, standalone_mode=False)\n"
+        "print([n for n in ('torch', 'sentence_transformers', 'chromadb') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_add_took_is_embedded_when_the_memory_is_next_opened(run, tmp_path):
+    """Nothing is lost by adding without the model: the next opening with one embeds it."""
+    run("add", "The door sticks.", "--session", "s")
+    assert said(run("stats", "--json"))["dirty"] == 1
+    with open_memory(tmp_path / "memory", embedder=HashingEmbedder()) as memory:
+        memory.flush()
+        facts = memory.stats()
+    assert (facts["dirty"], facts["chroma"]) == (0, 1)
+
+
+def test_stats_speak_no_python(run, jsonl):
+    """Nothing is "none" and true is "yes" on screen."""
+    run("import", jsonl)
+    shown_ = run("stats").stdout
+    assert re.search(r"parked +none\n", shown_)
+    assert re.search(r"last error +none\n", shown_)
+    assert re.search(r"parked count +0\n", shown_)
+    assert not {"None", "[]", "True", "False"} & set(shown_.split())
+
+
 def test_stats_count_what_is_there(run, jsonl):
     """`stats` counts entries and conversations."""
     run("import", jsonl)
@@ -170,6 +231,77 @@ def test_a_grown_file_adds_only_the_new_lines(run, jsonl):
     new = {"session_id": "garden", "user_id": "ada", "role": "user", "content": "And peas."}
     jsonl.write_text("\n".join(json.dumps(line) for line in [new, *LINES]))
     assert said(run("import", jsonl, "--json"))["added"] == 1
+
+
+def test_summaries_are_not_counted_as_added(run, tmp_path):
+    """However often the memory folds meanwhile, no more is added than the file has."""
+    file = tmp_path / "long.jsonl"
+    line = {"session_id": "s", "role": "user"}
+    file.write_text("\n".join(json.dumps({**line, "content": f"Bed {n} holds {n * 7} beans."}) for n in range(200)))
+    assert said(run("import", file, "--json"))["added"] == 200
+    facts = said(run("stats", "--json"))
+    assert facts["entries"] > 200, "nothing was folded, so the test shows nothing"
+
+
+_SLOW = """
+import signal, sys, time
+from neuralflow_memory import settings
+from neuralflow_memory.testing import HashingEmbedder
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background hands down an ignored one
+class Slow(HashingEmbedder):
+    def embed_documents(self, texts):
+        time.sleep(1)
+        return super().embed_documents(texts)
+if sys.argv[1] == "slow":
+    settings._embedder = lambda _: Slow()
+from neuralflow_memory.cli import main
+sys.argv[1:2] = ["import"]
+main()
+"""
+
+
+@pytest.mark.parametrize(("mode", "messages", "reached"), [("none", 200_000, 512), ("slow", 2000, 2000)])
+def test_ctrl_c_ends_an_import_and_says_how_to_go_on(run, tmp_path, mode, messages, reached):
+    """While adding as well as while indexing: exit code 130, what is stored, no traceback, and the memory is sound."""
+    file = tmp_path / "long.jsonl"
+    line = {"session_id": "s", "role": "user"}
+    file.write_text("\n".join(json.dumps({**line, "content": f"Bean {n}."}) for n in range(messages)))
+    command = [sys.executable, "-c", _SLOW, mode, str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        wait_until(lambda: child.poll() is not None or _stored(tmp_path / "memory") >= reached, seconds=120)
+        child.send_signal(signal.SIGINT)
+        stdout, stderr = child.communicate(timeout=120)
+    assert child.returncode == 130, stderr
+    assert stdout == ""
+    told = re.fullmatch(r"stopped; ([\d,]+) messages are stored, .*; run it again to go on\n", stderr)
+    assert told, stderr
+    facts = said(run("stats", "--json"))
+    assert 0 < int(told[1].replace(",", "")) <= facts["entries"]
+    assert facts["dirty"] > 0, "all was done before it was stopped, so the test shows nothing"
+
+
+def _stored(folder):
+    try:
+        with sqlite3.connect(f"file:{folder / 'ledger.sqlite3'}?mode=ro", uri=True) as db:
+            return db.execute("SELECT count(*) FROM entries WHERE role = 'user'").fetchone()[0]
+    except sqlite3.Error:
+        return 0  # not made yet
+
+
+def test_waiting_for_an_index_that_stands_still_ends_with_its_error(opened):
+    """An embedder that always fails does not hold the import for ever, and its error is told."""
+    memory = opened(embedder=FailingEmbedder(lambda _: True))
+    memory.session("s").add("Hello.")
+    assert "can't be embedded" in wait(memory, progress=Progress(disable=True), patience=0.5)
+
+
+def test_parked_entries_are_not_waited_for(opened):
+    """One text that can't be embedded is parked, and the import ends."""
+    memory = opened(embedder=FailingEmbedder(lambda text: text == "bad"))
+    memory.session("s").add(["good", "bad"])
+    assert wait(memory, progress=Progress(disable=True)) is None
+    facts = memory.stats()
+    assert facts["dirty"] == facts["parked_count"] == 1
 
 
 def test_a_wrong_line_stops_the_import_before_anything_is_written(run, jsonl):
@@ -205,7 +337,7 @@ def test_locomo_speakers_keep_their_roles_in_every_session(tmp_path):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("{", "Invalid JSON"),
+        ("{", "not valid JSON"),
         ("[1]", "object"),
         ('{"role": "user", "content": "x"}', "session_id"),
         ('{"session_id": "s", "role": "user"}', "empty"),
@@ -224,6 +356,34 @@ def test_each_kind_of_wrong_line_is_named(tmp_path, line, problem):
         list(read_jsonl(file))
     assert problem in str(caught.value)
     assert caught.value.line == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ({"content": 5}, "content must be text or a list of blocks"),
+        (
+            {"content": None, "role": "king"},
+            "role must be one of system, developer, user, assistant, tool; content must",
+        ),
+        ({"metadata": [1], "id": 7}, "id must be text; metadata must be a JSON object"),
+        ({"tool_calls": [3, 4]}, "tool_calls must be a list of JSON objects"),
+        ({"contnet": "y"}, "'contnet' is not a field of a message"),
+    ],
+)
+def test_a_wrong_field_is_told_in_plain_words(tmp_path, line, problem):
+    """Each field once, what it must be, and nothing of the library that checks."""
+    file = tmp_path / "chat.jsonl"
+    file.write_text(json.dumps({"session_id": "s", "role": "user", "content": "x", **line}))
+    with pytest.raises(InputError) as caught:
+        list(read_jsonl(file))
+    assert str(caught.value).startswith(f"chat.jsonl, line 1: {problem}")
+    assert "Input should" not in str(caught.value)
+
+
+def test_every_field_of_a_line_has_its_words():
+    """A field that is added to the format must say what it must be."""
+    assert set(_EXPECTED) == set(_Line.model_fields)
 
 
 @pytest.mark.parametrize("text", ["nonsense", "[3]", '{"sample_id": "a"}', '[{"sample_id": "a", "conversation": 5}]'])
@@ -420,6 +580,16 @@ def test_what_was_left_out_is_told_by_reason():
     assert "30 more" in summed
     assert "210" in summed
     assert any("first" in line and "recent" in line for line in lines)
+
+
+def test_long_ids_take_one_line_of_the_report():
+    """Ten characters of an id are shown; the JSON has all of it."""
+    own_id = "0123456789abcdef0123456789abcdef"
+    context = Context((), 10, 20, (Candidate("turn", own_id, 10, included=True, reason="recent"),))
+    (line,) = [line for line in shown(render.context_view(context), width=60).splitlines() if "recent " in line]
+    assert "0123456789…" in line
+    assert "abc" not in shown(render.context_view(context), width=60)
+    assert json.loads(render.as_json(context))["report"][0]["id"] == own_id
 
 
 def shown(renderable, width=100):

@@ -3,11 +3,12 @@
 import itertools
 
 import pytest
+from conftest import texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralflow_memory import BudgetError, Message, ToolCall, open_memory
-from neuralflow_memory.testing import ManualClock
+from neuralflow_memory import BudgetError, MemoryType, Message, ToolCall, open_memory
+from neuralflow_memory.testing import HashingEmbedder, ManualClock
 
 TEXTS = st.one_of(
     st.sampled_from(
@@ -227,3 +228,60 @@ def test_the_report_accounts_for_everything(memory):
     assert all(c.tokens > 0 for c in context.report)
     hits = [c.id for c in context.report if c.part == "hit"]
     assert len(set(hits)) == len(hits)
+
+
+@pytest.mark.parametrize("place", ["chat", "new"])
+@pytest.mark.parametrize("embedder", [HashingEmbedder(), "none"], ids=["vectors", "words"])
+def test_a_question_that_was_added_already_scores_like_one_that_was_not(opened, embedder, place):
+    """The question is no match of its own: hits and their scores are those of a search made before it was stored."""
+    memory = opened(embedder=embedder, clock=ManualClock())
+    for n in range(12):
+        topics = ("sailing in Lisbon with Zuse", "the tomato recipe", "a train to Berlin on Tuesday")
+        name = "chat" if n % 2 else "other"
+        memory.session(name, user_id="ada").add(f"Turn {n} is about {topics[n % 3]}, or so I said")
+    memory.session("chat", user_id="ada").remember("Ada keeps a boat for sailing in Lisbon")
+    chat = memory.session(place, user_id="ada")
+    question = "When did I last go sailing in Lisbon?"
+    memory.flush()
+    types = [MemoryType.SHORT_TERM, MemoryType.LONG_TERM]
+    before = [(h.entry.id, h.score, dict(h.signals)) for h in chat.search(question, k=50, types=types)]
+    (own,) = chat.add(question)
+    memory.flush()
+    hits = [c for c in chat.context(max_tokens=4000).report if c.part == "hit"]
+    assert own not in [c.id for c in hits]
+    assert [c.id for c in hits] == [own_id for own_id, _, _ in before][: len(hits)]
+    assert len(hits) >= 8
+    for hit, (_, score, signals) in zip(hits, before, strict=False):
+        assert hit.score == pytest.approx(score, rel=1e-5)
+        assert hit.signals == pytest.approx(signals, abs=1e-3)
+
+
+def test_a_summary_of_one_paragraph_is_shortened_and_not_dropped(opened):
+    """However small the budget, as long as it holds a sentence, some of the summary is sent."""
+
+    class Paragraph:
+        name = "paragraph"
+
+        def summarize(self, messages, *, previous, max_tokens):
+            said = (f"Ada told on day {n} that she lives in Rome, house {n * 7}, and likes cats." for n in range(30))
+            return " ".join(said)
+
+    memory = opened(
+        embedder="none", summarizer=Paragraph(), pruning={"max_context_items": 2, "summarization_threshold": 4}
+    )
+    chat = memory.session("chat")
+    chat.add([f"Turn {n}" for n in range(5)])
+    memory.flush()
+    assert "\n" not in chat.summary()
+    sent = []
+    for max_tokens in (8000, 4000, 2000, 1000, 600):
+        context = chat.context(max_tokens=max_tokens, search=False)
+        (summary,) = [c for c in context.report if c.part == "summary"]
+        assert summary.included
+        assert 0 < summary.tokens <= min(memory.settings.budget.summary, max_tokens)
+        assert "lives in Rome" in context.messages[0].content
+        assert texts(context.messages[1:]) == texts(chat.messages(view="window"))
+        assert context.tokens == memory.count_tokens(context.messages) <= max_tokens
+        sent.append(summary.tokens)
+    assert sent == sorted(sent, reverse=True)
+    assert sent[0] > 4 * sent[-1]

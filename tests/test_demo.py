@@ -8,10 +8,11 @@ from collections import Counter
 import pytest
 from typer.testing import CliRunner
 
+from neuralflow_memory import open_memory
 from neuralflow_memory.cli import app
 from neuralflow_memory.cli.demo_chat import Question, bundled_chat
 from neuralflow_memory.cli.demo_questions import Answer, lost, scripted_answer
-from neuralflow_memory.types import Context
+from neuralflow_memory.types import Context, Message
 
 
 def test_the_chat_is_long_and_alternates():
@@ -65,16 +66,55 @@ def test_a_question_that_finds_other_turns_is_reported():
 
 def test_the_scripted_model_admits_finding_nothing():
     """Without a hit there is nothing to quote."""
-    assert "Nothing" in scripted_answer([])
+    assert "Nothing" in scripted_answer(answer([]))
+
+
+def test_the_scripted_model_quotes_the_evidence_and_its_rank(chat):
+    """Whatever stands first: the turns that hold the answer are quoted, each with the rank that it was found at."""
+    chat.add(["The oven door sticks.", "The oven door is green.", "The oven door is mended."])
+    hits = tuple(chat.search("oven door"))
+    assert len(hits) == 3
+
+    def said(*found, evidence):
+        return scripted_answer(Answer(Question("?", evidence), hits, found, Context((), 0, 0, ())))
+
+    both = said("x", "a", "b", evidence=("a", "b"))
+    assert re.search(r"^hit 2, you said on .*; hit 3, you said on ", both)
+    assert hits[0].entry.content not in both
+    assert said("x", "y", "z", evidence=("a",)).startswith("No hit holds the answer; the best is hit 1, ")
+
+
+def refused(folder):
+    result = CliRunner().invoke(app, ["demo", "--path", str(folder)])
+    assert result.exit_code == 1
+    assert "not empty" in result.stderr
+    return result.stderr
 
 
 def test_the_demo_refuses_a_folder_that_is_not_empty(tmp_path):
     """A kept memory is never played over."""
     (tmp_path / "note.txt").write_text("mine")
-    result = CliRunner().invoke(app, ["demo", "--path", str(tmp_path)])
-    assert result.exit_code == 1
-    assert "not empty" in result.stderr
+    refused(tmp_path)
     assert [f.name for f in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_the_demo_says_when_a_folder_holds_a_demo(folder):
+    """One that was broken off is told apart from one that is whole, and from a memory of someone's own."""
+    chat = bundled_chat()
+
+    def play(sessions, *, user_id=chat.user_id):
+        with open_memory(folder, embedder="none") as memory:
+            for session in sessions:
+                messages = [Message(turn.role, turn.text, id=turn.id) for turn in session.turns]
+                memory.session(session.id, user_id=user_id).add(messages)
+
+    play(chat.sessions[:2])
+    turns = sum(len(session.turns) for session in chat.sessions)
+    assert f"broken off after 40 of {turns} turns; delete that folder" in refused(folder)
+    play(chat.sessions[2:])
+    assert "played to its end" in refused(folder)
+    play(chat.sessions[:1], user_id="ada")
+    assert "demo that was" not in refused(folder)
 
 
 @pytest.mark.parametrize(("library", "extra"), [("langchain_classic", "langchain"), ("llama_index", "llama-index")])
@@ -97,7 +137,13 @@ def test_the_demo_finds_all_evidence_and_keeps_the_memory(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert run.returncode == 0, run.stdout + run.stderr
     count = len(bundled_chat().questions)
-    assert f"{count} of {count} questions found all of their evidence" in run.stdout
+    shown = " ".join(run.stdout.split())
+    assert f"For {count} of {count} questions, every turn that holds the answer was found." in shown
+    assert shown.count("statement 0.") == 3, "the parts of a score are shown for the first question only"
+    assert shown.count("dense = like in meaning") == 1
+    assert "Why can't uncle Farid go upstairs? scripted model: hit 1, you said on 14 March:" in shown
+    assert "hit 4, you said on 25 July: “The rent is 820 euros" in shown
+    assert "turns found, 3 shown" in shown
     assert "LangChain then LlamaIndex" in run.stdout
     assert "scripted model" in run.stdout
     folds = [int(n) for n in re.findall(r"(\d+) folds", run.stdout)]

@@ -208,6 +208,21 @@ def test_every_operation_has_the_twin_that_the_docs_promise():
         assert all(asyncio.iscoroutinefunction(getattr(owner, twin)) for twin in twins)
 
 
+def test_the_layers_are_those_that_are_enforced():
+    """architecture.md shows the rows of import-linter's contract, from top to bottom."""
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    enforced = [set(re.findall(r"neuralflow_memory\.(\w+)", row)) for row in contract["layers"]]
+    block = next(code for _, code in snippets(ROOT / "docs/architecture.md", "text") if code.startswith("cli\n"))
+    assert [set(re.split(r"\s{2,}", line)[0].split(", ")) for line in block.splitlines()] == enforced
+
+
+def test_every_file_that_architecture_names_is_there():
+    """The table of files is the package's as it is now."""
+    named = [file for row in tables(ROOT / "docs/architecture.md", "file") for file in unquoted(row[0])]
+    assert len(named) > 10
+    assert [file for file in named if not (ROOT / "neuralflow_memory" / file).is_file()] == []
+
+
 def test_what_holds_a_promise_is_there():
     """Each promise names a test file, or says what else holds it; links are checked above."""
     rows = tables(README, "promise")

@@ -244,3 +244,75 @@ def test_a_deleted_turn_is_not_quoted_by_the_summary(opened):
         assert "147111" not in text
         assert "247112" not in text
     assert texts(chat.messages())[:2] == ["My secret number 0 is 047110", "Nothing to see"]
+
+
+class Quoting:
+    """A summarizer that quotes every turn, so that what it covers can be read from what it says."""
+
+    name = "quoting"
+
+    def summarize(self, messages, *, previous, max_tokens):
+        return "\n".join(([previous] if previous else []) + texts(messages))
+
+
+@pytest.mark.parametrize("how", ["filter", "filter of the user", "summary", "first summary", "all summaries"])
+def test_a_deleted_summary_gives_back_the_turns_it_covered(opened, how):
+    """Every turn that is left is in the window or in the summary, also where a turn goes with its summary."""
+    memory = opened(pruning=SMALL, summarizer=Quoting())
+    chat, other = (memory.session(name, user_id="ada") for name in ("chat", "other"))
+    places = ["Paris", "Rome", "Berlin", "Oslo", "Wien", "Bonn", "Prague", "Athens"]
+    for session in (chat, other):
+        for place in places:
+            session.add(f"Once I lived in {place}")
+            memory.flush()
+    summaries = chat.entries.list(within="session", types=["episodic"])
+    assert len(summaries) > 1
+    gone = set()
+    if how == "filter":
+        chat.entries.delete(filter={"content": {"$contains": "Berlin"}})
+        gone = {("chat", "Berlin")}
+    elif how == "filter of the user":
+        chat.entries.delete(filter={"content": {"$contains": "Berlin"}}, within="user")
+        gone = {("chat", "Berlin"), ("other", "Berlin")}
+    elif how == "all summaries":
+        chat.entries.delete([e.key for e in summaries])
+    else:
+        chat.entries.delete(min(summaries, key=lambda e: e.number).key if how == "first summary" else summaries[-1].key)
+    memory.flush()
+    for session in (chat, other):
+        left = [f"Once I lived in {p}" for p in places if (session.session_id, p) not in gone]
+        assert texts(session.messages()) == left
+        summary = session.summary().splitlines()
+        window = texts(session.messages(view="window"))
+        assert summary + window == left
+        assert len(window) < 4
+    assert index_keys(memory) == live_keys(memory)
+
+
+def test_a_summary_that_was_edited_meanwhile_is_not_overwritten(opened):
+    """A fold that read the older text starts again from the new one."""
+    began, go, slow = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(Quoting):
+        def summarize(self, messages, *, previous, max_tokens):
+            if slow.is_set():
+                began.set()
+                assert go.wait(30)
+            return super().summarize(messages, previous=previous, max_tokens=max_tokens)
+
+    memory = opened(pruning=SMALL, summarizer=Slow())
+    chat = memory.session("chat", user_id="ada")
+    chat.add([f"Secret {n}" for n in range(4)])
+    memory.flush()
+    assert "Secret 0" in chat.summary()
+    (entry,) = chat.entries.list(within="session", types=["episodic"])
+    slow.set()
+    chat.add([f"Plain {n}" for n in range(3)])
+    assert began.wait(30)
+    chat.entries.update(entry.key, content="Redacted")
+    assert chat.summary() == "Redacted"
+    go.set()
+    memory.flush()
+    assert "Secret 0" not in chat.summary()
+    assert chat.summary().startswith("Redacted\n")
+    assert chat.summary().splitlines()[1:] + texts(chat.messages(view="window")) == texts(chat.messages())[2:]

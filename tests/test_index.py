@@ -6,10 +6,10 @@ import warnings
 from importlib.util import find_spec
 
 import pytest
-from conftest import CountingEmbedder, FailingEmbedder, found, index_keys, live_keys, wait_until
+from conftest import CountingEmbedder, FailingEmbedder, found, index_keys, live_keys, rows, wait_until
 
 from neuralflow_memory import IndexingError, Message, ModelMismatch, open_memory
-from neuralflow_memory.pipeline import index
+from neuralflow_memory.pipeline import index, search
 from neuralflow_memory.testing import HashingEmbedder
 
 
@@ -313,6 +313,177 @@ def test_a_failing_model_load_is_told_and_tried_again(opened):
     assert "no weights" in memory.stats()["last_error"]
     memory.session("chat").add("Sailing")
     wait_until(lambda: memory.stats()["dirty"] == 0)
+
+
+def test_a_parked_text_does_not_end_search_by_meaning(opened):
+    """Its user's other entries keep their vectors' say in every later search, and new ones get it."""
+    memory = opened(embedder=FailingEmbedder(lambda t: t == "poison"))
+    chat = memory.session("chat", user_id="ada")
+    chat.add(["My cat is called Tom", "poison", "The weather is fine"])
+    memory.flush()
+    assert parked_texts(memory, chat) == ["poison"]
+    for _ in range(2):
+        with pytest.warns(RuntimeWarning, match="new entries by words alone"):
+            hits = chat.search("What is the cat called?")
+        assert hits[0].entry.content == "My cat is called Tom"
+        assert hits[0].signals["dense"] > 0
+
+
+def test_vectors_kept_while_a_first_search_loads_their_user_are_in_ram(opened):
+    """Whoever loads a user's entries while their vectors are being written down gets these vectors too."""
+    with opened(embedder="none") as memory:
+        memory.session("chat", user_id="ada").add([f"Turn {n}" for n in range(index.EMBED_NOW + 8)])
+    began, go, loaded = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(HashingEmbedder):
+        def embed_documents(self, texts):
+            began.set()
+            assert go.wait(30)
+            return super().embed_documents(texts)
+
+    memory = opened(embedder=Slow())
+    assert began.wait(30)
+    chat, ledger = memory.session("chat", user_id="ada"), memory._core.parts.ledger
+    read, write = ledger.vectors, ledger.put_vectors
+    first = threading.Thread(target=lambda: chat.search("Turn"))
+
+    def vectors(*args):
+        yield from list(read(*args))
+        loaded.set()
+
+    def put_vectors(*args):
+        first.start()
+        loaded.wait(0.5)  # a search that need not wait has loaded its user by now, without these vectors
+        ledger.put_vectors = write
+        return write(*args)
+
+    ledger.vectors, ledger.put_vectors = vectors, put_vectors
+    go.set()
+    memory.flush()
+    first.join(30)
+    held = memory._core.parts.resident(chat.scope).index
+    assert held.embedded.all()
+    assert not held.pending.any()
+    assert all("dense" in h.signals for h in chat.search("Turn 7"))
+
+
+class Nameless:
+    """An embedder without a model's name, whose vectors have as many numbers as `inner` gives."""
+
+    def __init__(self, dimensions):
+        self.inner = HashingEmbedder(dimensions=dimensions)
+
+    def embed_documents(self, texts):
+        return self.inner.embed_documents(texts)
+
+    def embed_query(self, text):
+        return self.inner.embed_query(text)
+
+
+@pytest.mark.parametrize("added", [["A dog"], ["My cat is called Tom", "A dog"]], ids=["new", "known and new"])
+@pytest.mark.parametrize("change", ["reopened", "in use"])
+def test_vectors_of_another_length_under_one_models_name_are_refused(opened, change, added):
+    """Words answer, with a warning, and nothing wrong is kept; with the right embedder all is as before."""
+    embedder = Nameless(64)
+    memory = opened(embedder=embedder)
+    chat = memory.session("chat", user_id="ada")
+    chat.add(["My cat is called Tom", "The weather is fine"])
+    memory.flush()
+    chat.search("cat")
+    if change == "reopened":
+        memory.close()
+        embedder = Nameless(32)
+        memory = opened(embedder=embedder)
+        chat = memory.session("chat", user_id="ada")
+    else:
+        embedder.inner = HashingEmbedder(dimensions=32)
+    with pytest.warns(RuntimeWarning, match="by words alone.* 32 .* 64"):
+        hits = chat.search("cat")
+    assert found(hits)[0] == "My cat is called Tom"
+    assert "dense" not in hits[0].signals
+    chat.add(added)
+    with pytest.raises(IndexingError, match="32"):
+        memory.flush()
+    assert "32" in memory.stats()["last_error"]
+    with pytest.warns(RuntimeWarning):
+        assert "A dog" in found(chat.search("dog"))
+    with memory._core.parts.ledger._db.read() as db:
+        assert db.execute("SELECT DISTINCT length(vector) FROM vectors").fetchall() == [(4 * 64,)]
+    if change == "reopened":
+        memory.close()
+        memory = opened(embedder=Nameless(64))
+        chat = memory.session("chat", user_id="ada")
+    else:
+        embedder.inner = HashingEmbedder(dimensions=64)
+    memory.flush()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hits = chat.search("cat")
+    assert hits[0].entry.content == "My cat is called Tom"
+    assert hits[0].signals["dense"] > 0
+    assert index_keys(memory) == live_keys(memory)
+    assert rows(memory)["vectors"] == len(live_keys(memory))
+
+
+def test_vectors_of_another_length_do_not_shape_a_lost_index(opened, folder):
+    """Chroma's folder lost, then the wrong embedder: the right one afterwards fills the index."""
+    with opened(embedder=Nameless(64)) as memory:
+        memory.session("chat").add(["My cat is called Tom", "The weather is fine"])
+        memory.flush()
+    shutil.rmtree(folder / "chroma")
+    with opened(embedder=Nameless(32)) as memory:
+        memory.session("chat").add("A dog")
+        with pytest.raises(IndexingError, match="32"):
+            memory.flush()
+    memory = opened(embedder=Nameless(64))
+    memory.flush()
+    assert index_keys(memory) == live_keys(memory)
+    assert memory.stats()["vectors"] == 3
+
+
+@pytest.mark.parametrize("loaded", ["before", "after"])
+def test_beyond_what_ram_holds_the_vector_index_answers(opened, monkeypatch, loaded):
+    """The same best hit, with its vector's say, whether the user grew beyond the limit or was read in beyond it."""
+    memory = opened()
+    chat = memory.session("chat", user_id="ada")
+    chat.add([f"Turn {n} about {'tomatoes' if n % 2 else 'hotels'}" for n in range(30)])
+    chat.add("Grandmother grows apricots in Lisbon")
+    memory.flush()
+    in_ram = chat.search("apricots of grandmother")[0]
+    if loaded == "after":
+        memory._core.parts.residents.forget()
+    monkeypatch.setattr(search, "MOST_IN_RAM", 20)
+    asked = []
+    query = memory._core.parts.store.query
+    monkeypatch.setattr(memory._core.parts.store, "query", lambda *a, **k: asked.append(1) or query(*a, **k))
+    best = chat.search("apricots of grandmother")[0]
+    assert asked
+    assert best.entry == in_ram.entry
+    assert best.signals["dense"] == pytest.approx(in_ram.signals["dense"], abs=0.001)
+    assert best.score == pytest.approx(in_ram.score, abs=0.001)
+
+
+def test_a_vector_index_that_fails_leaves_the_words(opened, monkeypatch):
+    """Search and context warn and answer; stats() say why; the next search asks it again."""
+    memory = opened()
+    chat = memory.session("chat", user_id="ada")
+    chat.add([*(f"Turn {n}" for n in range(30)), "Grandmother grows apricots"])
+    memory.flush()
+    monkeypatch.setattr(search, "MOST_IN_RAM", 20)
+    with monkeypatch.context() as down:
+
+        def query(*_, **__):
+            raise RuntimeError("no such collection")
+
+        down.setattr(memory._core.parts.store, "query", query)
+        with pytest.warns(RuntimeWarning, match="by words alone: no such collection"):
+            hits = chat.search("apricots")
+        assert found(hits) == ["Grandmother grows apricots"]
+        with pytest.warns(RuntimeWarning, match="no such collection"):
+            assert "hit" in {c.part for c in chat.context("apricots").report}
+        assert "no such collection" in memory.stats()["last_error"]
+        assert memory.stats()["search_without_vectors"] == 2
+    assert chat.search("apricots")[0].signals["dense"] > 0
 
 
 @pytest.mark.slow

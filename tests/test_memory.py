@@ -246,3 +246,29 @@ def test_a_file_of_a_first_open_that_was_cut_short_is_no_stranger(opened, folder
     db.execute("PRAGMA journal_mode = WAL")
     db.close()
     assert opened().session("chat").add("Hello")
+
+
+def test_a_relative_folder_stays_where_it_was_when_the_process_moves(tmp_path, monkeypatch):
+    """After chdir() into a place with a memory of its own, reads, writes and close() are still those of the first."""
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        with open_memory("memory", embedder=HashingEmbedder()) as memory:
+            memory.session("chat").add(f"Said {place}")
+            memory.flush()
+    monkeypatch.chdir(tmp_path / "here")
+    with open_memory("memory", embedder=HashingEmbedder()) as memory:
+        chat = memory.session("chat")
+        monkeypatch.chdir(tmp_path / "there")
+        with memory._core.parts.ledger._db.read():  # so that the next read opens the file anew
+            assert texts(chat.messages()) == ["Said here"]
+        chat.add("Said from afar")
+        memory.flush()
+        assert memory.path == tmp_path / "here" / "memory"
+    with pytest.raises(ClosedError):
+        chat.messages()
+    monkeypatch.chdir(tmp_path / "here")
+    with open_memory("memory", embedder="none", budget={"total": 9000}) as memory:  # other options: it was closed
+        assert texts(memory.session("chat").messages()) == ["Said here", "Said from afar"]
+    with open_memory(tmp_path / "there" / "memory", embedder="none") as memory:
+        assert texts(memory.session("chat").messages()) == ["Said there"]

@@ -319,3 +319,27 @@ def test_entries_are_listed_in_pages(chat):
     assert chat.entries.count(filter={"content": {"$startswith": "Turn"}}, within="user") == 7
     assert chat.entries.delete(filter={"seq": {"$lte": 5}}) == 5
     assert texts(chat.messages()) == ["Turn 5", "Turn 6"]
+
+
+@pytest.mark.parametrize("within", ["user", "session"])
+@pytest.mark.parametrize("options", [{}, {"types": ["short_term"]}, {"filter": {"content": {"$contains": "1"}}}])
+def test_pages_hold_every_entry_once(opened, within, options):
+    """Whatever the size of the page, also where summaries stand among the entries."""
+    memory = opened(pruning=SMALL)
+    for name in ("before", "chat", "after"):
+        chat = memory.session(name, user_id="ada")
+        for n in range(9):
+            chat.add(f"I bought item number {n} in Berlin for {n * 10} euros")
+            memory.flush()
+        chat.remember(f"Ada buys items in {name} 1")
+    chat = memory.session("chat", user_id="ada")
+    assert len(chat.entries.list(within="session", types=["episodic"])) >= 2
+    whole = [e.key for e in chat.entries.list(within=within, **options)]
+    assert len(whole) > (4 if within == "user" else 1)
+    for size in (1, 3, len(whole)):
+        paged, last = [], None
+        while page := chat.entries.list(within=within, limit=size, after=last, **options):
+            paged += [e.key for e in page]
+            assert len(paged) <= len(whole), "an entry came twice"
+            last = page[-1].key
+        assert paged == whole

@@ -25,8 +25,11 @@ def add(
     path: PathOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Add one message to a conversation, and print its id."""
-    with opened(path, create=True) as memory:
+    """Add one message to a conversation, and print its id.
+
+    Words find it at once; it is embedded when the memory is next opened for searching.
+    """
+    with opened(path, create=True, words_only=True) as memory:
         ids = memory.session(session, user_id=user).add(Message(role, text))
     typer.echo(render.as_json({"ids": ids}) if json_ else ids[0])
 
@@ -86,7 +89,15 @@ def context(
     """Show what a model would be sent now: the messages, what fills the budget, and what was left out and why."""
     somebody(path, user=user, session=session)
     with opened(path) as memory:
-        result = memory.session(session, user_id=user).context(query, max_tokens=max_tokens)
+        conversation = memory.session(session, user_id=user)
+        if session is not None and not conversation.messages(last=1):
+            whose = "without a user" if conversation.user_id is None else f"of {conversation.user_id}"
+            (render.err() if json_ else render.out()).print(
+                render.said(f"there is no conversation {session} {whose} yet"), soft_wrap=True
+            )
+            if query is None and not json_:
+                return  # with a question there still is something to show: what other conversations know
+        result = conversation.context(query, max_tokens=max_tokens)
     if json_:
         typer.echo(render.as_json(result))
     else:

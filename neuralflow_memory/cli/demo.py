@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
@@ -14,12 +14,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from neuralflow_memory.errors import ConfigError
+from neuralflow_memory.errors import ConfigError, NeuralFlowError
 
 from . import render
 from .demo_chat import Chat, DemoSession, bundled_chat
 from .demo_questions import Answer, ask, lost, show
 from .demo_stage import Stage
+from .options import opened, settings
 
 if TYPE_CHECKING:
     from neuralflow_memory.memory import Memory
@@ -39,10 +40,16 @@ _SWITCH = 3  # the session begun in LangChain and finished in LlamaIndex
 
 _INTRO = """A chat of {turns} turns in {sessions} sessions, from {begun} to {ended}, is played into one memory: the first sessions by
 LangChain's ConversationChain, the later ones by LlamaIndex's SimpleChatEngine, and one is begun in the first and
-finished in the second. A scripted model answers, so that nothing leaves this machine; memory, budget and search are real."""
+finished in the second. A script stands in for the model that chats; memory, budget and search are real. {summaries}"""
 
-_GEMINI = """A scripted model answered; here it quotes the best hit. To let Gemini write the summaries, install
-neuralflow-memory[gemini], set NEURALFLOW_GEMINI__API_KEY, and run this again."""
+_OFFLINE = "Nothing leaves this machine."
+_ONLINE = "Gemini writes the summaries, since it is configured; it is sent the turns that are folded."
+
+_ASKED = """Asked in a new conversation; the answers lie weeks and months back. ✓ the turn that holds the answer; the script
+knows which that is, and quotes it from where the memory found it."""
+
+_GEMINI = """To let Gemini write the summaries, install neuralflow-memory[gemini], set NEURALFLOW_GEMINI__API_KEY, and run
+this again."""
 
 
 class DemoClock:
@@ -66,10 +73,12 @@ def demo(
 
     The exit code is 0 only if every question's evidence is among its hits, before and after the memory is reopened.
     """
-    if path is not None and path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ConfigError(f"{path} is not empty; give the demo a new folder")
     chat, console = bundled_chat(), render.out()
-    console.print(_intro(chat))
+    if path is not None and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ConfigError(_refusal(path, chat=chat))
+    gemini = settings(path).gemini
+    online = gemini.project is not None or gemini.api_key is not None
+    console.print(_intro(chat, online=online))
     with console.status("loading LangChain and LlamaIndex"):
         for host in ("demo_langchain", "demo_llama_index"):
             import_module(f"{__package__}.{host}")  # a missing one is told now, not in the middle of the show
@@ -81,13 +90,36 @@ def demo(
         console.print(
             Text(f"The memory stays: neuralflow-memory search 'whose sofa' --user {chat.user_id} --path {path}\n")
         )
-    if not _verdict(before, after, whole=whole, console=console):
+    good = _verdict(before, after, whole=whole, console=console)
+    if not online:
+        console.print(Text(_GEMINI.replace("\n", " "), style="dim"))
+    if not good:
         raise typer.Exit(1)
 
 
-def _intro(chat: Chat) -> str:
+def _refusal(path: Path, *, chat: Chat) -> str:
+    """Why the demo is not played into *path*, which is not empty: what it holds, as far as that can be told."""
+    played: dict[str, int] | None = None
+    # Opened only if it is a memory: opening makes one of a folder that holds none.
+    if (path / "ledger.sqlite3").is_file():
+        with suppress(NeuralFlowError), opened(path, words_only=True) as memory:
+            found = {session.session_id: session.messages for session in memory.sessions(user_id=chat.user_id)}
+            played = found if memory.stats()["sessions"] == len(found) else None
+    whole = {session.id: len(session.turns) for session in chat.sessions}
+    if played is None or not played.keys() <= whole.keys():
+        return f"{path} is not empty; give the demo a new folder"
+    if played == whole:
+        return f"{path} is not empty: it holds a demo that was played to its end; give the demo a new folder"
+    return (
+        f"{path} is not empty: it holds a demo that was broken off after {sum(played.values())} of {sum(whole.values())} "
+        "turns; delete that folder and run the demo again, or give it a new one"
+    )
+
+
+def _intro(chat: Chat, *, online: bool) -> str:
     turns = [turn for session in chat.sessions for turn in session.turns]
     facts = {"begun": f"{turns[0].at:%B}", "ended": f"{turns[-1].at:%B %Y}", "sessions": len(chat.sessions)}
+    facts["summaries"] = _ONLINE if online else _OFFLINE
     return _INTRO.format(turns=len(turns), **facts).replace("\n", " ") + "\n"
 
 
@@ -112,10 +144,10 @@ def _first_life(chat: Chat, *, where: Path, clock: DemoClock, console: Console, 
         memory.flush()
         clock.now = chat.asked
         console.rule("questions")
-        console.print("Asked in a new conversation; the answers lie weeks and months back. ✓ marks the evidence.\n")
+        console.print(_ASKED.replace("\n", " ") + "\n")
         answers = _ask_all(memory, chat)
-        for answer in answers:
-            show(answer, console=console)
+        for number, answer in enumerate(answers):
+            show(answer, console=console, reasons=number == 0)
         return answers
 
 
@@ -178,7 +210,6 @@ def _verdict(before: list[Answer], after: list[Answer], *, whole: bool, console:
     console.print(f"Asked again: {again}\n")
     complete = min(sum(answer.complete for answer in answers) for answers in (before, after))
     good = complete == len(before) and whole and not changed
-    verdict = f"{complete} of {len(before)} questions found all of their evidence."
+    verdict = f"For {complete} of {len(before)} questions, every turn that holds the answer was found."
     console.print(Text(verdict, style="bold green" if good else "bold red"))
-    console.print(Text(_GEMINI.replace("\n", " "), style="dim"))
     return good

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 _SHOWN = 3  # hits of a question on screen, beside its evidence
 
+_SIGNALS = (
+    "a score's parts: dense = like in meaning, next = so is the turn after it, lexical = shares words, session = its "
+    "conversation does, length = long enough to tell something, statement = tells rather than asks"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -45,13 +50,22 @@ def ask(question: Question, *, session: Session, known: Mapping[tuple[str, str],
     return Answer(question, hits, found, session.context(question.text))
 
 
-def scripted_answer(hits: Sequence[Hit]) -> str:
-    """What a model without a mind of its own says: the best hit, quoted."""
+def scripted_answer(answer: Answer) -> str:
+    """What the script says: the hits that hold the answer, quoted with their rank; without them it admits it.
+
+    The script knows which turns those are. That the memory found them, and at which rank, is what is to be seen.
+    """
+    hits = list(enumerate(zip(answer.hits, answer.found, strict=True), 1))
+    quoted = [f"hit {rank}, {_quote(hit)}" for rank, (hit, turn) in hits if turn in answer.question.evidence]
     if not hits:
         return "Nothing in the memory speaks of that."
-    best = hits[0].entry
-    who = "You said" if best.role == "user" else "I said"
-    return f"{who} on {best.created_at.day} {best.created_at:%B}: “{best.content}”"
+    return "; ".join(quoted) or f"No hit holds the answer; the best is hit 1, {_quote(answer.hits[0])}"
+
+
+def _quote(hit: Hit) -> str:
+    said = hit.entry
+    who = "you said" if said.role == "user" else "I said"
+    return f"{who} on {said.created_at.day} {said.created_at:%B}: “{said.content}”"
 
 
 def lost(before: Sequence[Answer], after: Sequence[Answer]) -> list[str]:
@@ -60,17 +74,21 @@ def lost(before: Sequence[Answer], after: Sequence[Answer]) -> list[str]:
     return [old.question.text for old, new in pairs if set(old.found) != set(new.found)]
 
 
-def show(answer: Answer, *, console: Console) -> None:
-    """Print a question, its answer, the turns found, and the size of the prompt."""
+def show(answer: Answer, *, console: Console, reasons: bool) -> None:
+    """Print a question, its answer, the turns found (with *reasons* also why), and the size of the prompt."""
     console.print(Text(answer.question.text, style="bold"))
-    console.print(Text.assemble(("scripted model: ", "dim"), render.said(scripted_answer(answer.hits))))
+    console.print(Text.assemble(("scripted model: ", "dim"), render.said(scripted_answer(answer))))
+    shown = 0
     for rank, (hit, turn) in enumerate(zip(answer.hits, answer.found, strict=True), 1):
         evidence = turn in answer.question.evidence
         if evidence or rank <= _SHOWN:
-            console.print(render.hit_view(hit, rank=rank, evidence=evidence, limit=100))
+            console.print(render.hit_view(hit, rank=rank, evidence=evidence, reasons=reasons, limit=100))
+            shown += 1
     inside = sum(1 for c in answer.context.report if c.part == "hit" and c.included)
-    size = f"prompt: {answer.context.tokens:,} of {answer.context.budget:,} tokens, {inside} found turns in it"
+    size = f"{inside} turns found, {shown} shown; prompt: {answer.context.tokens:,} of {answer.context.budget:,} tokens"
     console.print(Text(size, style="dim"))
+    if reasons:
+        console.print(Text(_SIGNALS, style="dim"))
     if not answer.complete:
         console.print(Text("not all of the evidence is among the hits", style="bold red"))
     console.print()

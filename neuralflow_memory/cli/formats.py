@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from neuralflow_memory.errors import InputError
-from neuralflow_memory.types import Message, Role, Scope, utc
+from neuralflow_memory.types import ROLES, Message, Role, Scope, utc
 
 _LOCOMO_DATE = "%I:%M %p on %d %B, %Y"
 _LOCOMO_TURN = timedelta(seconds=20)
@@ -45,6 +45,17 @@ class _Line(BaseModel):
     metadata: dict[str, Any] = Field(default_factory=dict)
     tool_calls: list[dict[str, Any]] = Field(default_factory=list)
     tool_call_id: str | None = None
+
+
+_EXPECTED = {
+    **dict.fromkeys(("session_id", "user_id", "id", "name", "tool_call_id"), "text"),
+    "role": f"one of {', '.join(ROLES)}",
+    "content": "text or a list of blocks",
+    "created_at": "a time such as 2026-05-03T10:00:00Z",
+    "metadata": "a JSON object",
+    "tool_calls": "a list of JSON objects",
+}
+"""What each field of a line must be; a test compares the names with `_Line`."""
 
 
 def read_jsonl(file: Path, *, user_id: str | None = None) -> Iterator[Turn]:
@@ -85,8 +96,21 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def _problems(error: ValidationError) -> str:
-    first, *rest = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in error.errors()]
-    return first + (f" (and {len(rest)} more)" if rest else "")
+    """What is wrong with a line, each field once, in the words of the file and not of the library that checks it."""
+    found: dict[str, str] = {}
+    for e in error.errors():
+        name = str(e["loc"][0]) if e["loc"] else ""
+        match e["type"]:
+            case "missing":
+                problem = f"{name} is missing"
+            case "extra_forbidden":
+                problem = f"{name!r:.80} is not a field of a message; put it into metadata, or mend its name"
+            case "json_invalid":
+                problem = "not valid JSON: " + re.sub(r"at line \d+ column", "at column", str(e["ctx"]["error"]))
+            case _:
+                problem = f"{name} must be {_EXPECTED[name]}" if name else "a line must be a JSON object"
+        found.setdefault(name, problem)
+    return "; ".join(found.values())
 
 
 def _turn(line: _Line, *, user_id: str | None, seen: Counter[bytes]) -> Turn:

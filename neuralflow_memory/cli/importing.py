@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from neuralflow_memory.errors import IndexingError
 from neuralflow_memory.types import Message
 
 from . import render
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from neuralflow_memory.memory import Memory
 
 _BATCH = 512
+_POLL = 0.2  # seconds between two looks at what is indexed
+_PATIENCE = 60.0  # seconds without progress after which a reported error is believed
 
 
 class FileFormat(StrEnum):
@@ -56,15 +59,40 @@ def import_(
         total = sum(1 for _ in read(file, user_id=user))
         progress.update(checking, total=total, completed=total)
         with opened(path, create=True) as memory:
-            before = int(memory.stats()["entries"])
-            sessions = _add(memory, read(file, user_id=user), progress=progress, total=total)
-            added = int(memory.stats()["entries"]) - before
-            _wait(memory, progress=progress)
+            done = Done()
+            before = int(memory.stats()["added"])
+            try:
+                _add(memory, read(file, user_id=user), progress=progress, total=total, done=done)
+                added = int(memory.stats()["added"]) - before
+                trouble = wait(memory, progress=progress)
+            except KeyboardInterrupt:
+                progress.stop()
+                typer.echo(
+                    f"stopped; {done.messages:,} messages are stored, the rest is indexed when the memory is next opened; "
+                    "run it again to go on",
+                    err=True,
+                )
+                raise typer.Exit(130) from None
+    sessions = len(done.conversations)
     if json_:
         typer.echo(render.as_json({"messages": total, "added": added, "sessions": sessions}))
     else:
         already = f"; {total - added:,} were there already" if added < total else ""
         typer.echo(f"Added {added:,} of {total:,} messages in {sessions:,} conversations{already}.")
+    if trouble is not None:
+        raise IndexingError(
+            f"the messages are stored, but indexing stands still ({trouble}); mend the cause, and it goes on when the memory "
+            "is next opened",
+            path=str(memory.path),
+        )
+
+
+@dataclass(slots=True)
+class Done:
+    """What is stored so far, newly or before; an import that is broken off tells it."""
+
+    messages: int = 0
+    conversations: set[tuple[str | None, str]] = field(default_factory=set)
 
 
 def _progress() -> Progress:
@@ -73,15 +101,14 @@ def _progress() -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def _add(memory: Memory, turns: Iterator[Turn], *, progress: Progress, total: int) -> int:
+def _add(memory: Memory, turns: Iterator[Turn], *, progress: Progress, total: int, done: Done) -> None:
     adding = progress.add_task("adding", total=total)
-    conversations: set[tuple[str | None, str]] = set()
     while batch := list(islice(turns, _BATCH)):
         for (user_id, session_id), messages in _by_conversation(batch).items():
             memory.session(session_id, user_id=user_id).add(messages)
-            conversations.add((user_id, session_id))
+            done.messages += len(messages)
+            done.conversations.add((user_id, session_id))
             progress.advance(adding, len(messages))
-    return len(conversations)
 
 
 def _by_conversation(turns: Iterable[Turn]) -> dict[tuple[str | None, str], list[Message]]:
@@ -91,17 +118,32 @@ def _by_conversation(turns: Iterable[Turn]) -> dict[tuple[str | None, str], list
     return groups
 
 
-def _wait(memory: Memory, *, progress: Progress) -> None:
-    """Wait until all is indexed, showing how far it is; without an embedder there is nothing to wait for."""
+def wait(memory: Memory, *, progress: Progress, patience: float = _PATIENCE) -> str | None:
+    """Wait until all is indexed, showing how far it is; without an embedder there is nothing to wait for.
+
+    It looks on in this thread and never calls `flush`, so that Ctrl-C ends the waiting at once.
+
+    Returns:
+        The error that keeps indexing from going on, if nothing moved for *patience* seconds; None when all is done. Parked
+        entries count as done: they are `doctor`'s to tell.
+    """
     facts = memory.stats()
     if facts["embedder"] is None:
-        return
-    waiting = int(facts["dirty"])
-    indexing = progress.add_task("indexing", total=waiting)
-    with ThreadPoolExecutor(1) as thread:
-        flushed = thread.submit(memory.flush)
-        while not flushed.done():
-            progress.update(indexing, completed=max(waiting - int(memory.stats()["dirty"]), 0))
-            time.sleep(0.1)
-        flushed.result()
-    progress.update(indexing, completed=waiting)
+        return None
+    first = left = _waiting(facts)
+    indexing = progress.add_task("indexing", total=first)
+    moved = time.monotonic()
+    while left:
+        time.sleep(_POLL)
+        facts = memory.stats()
+        now = _waiting(facts)
+        if now != left:
+            left, moved = now, time.monotonic()
+        elif facts["last_error"] and time.monotonic() - moved > patience:
+            return str(facts["last_error"])
+        progress.update(indexing, completed=max(first - left, 0))
+    return None
+
+
+def _waiting(facts: Mapping[str, Any]) -> int:
+    return int(facts["dirty"]) - int(facts["parked_count"])

@@ -38,8 +38,11 @@ def settings(path: Path | None) -> Settings:
 
 
 @contextmanager
-def opened(path: Path | None, *, create: bool = False) -> Iterator[Memory]:
+def opened(path: Path | None, *, create: bool = False, words_only: bool = False) -> Iterator[Memory]:
     """Open the memory, and close it at the end.
+
+    *words_only* leaves the embedding model unloaded, for commands that neither search nor embed: what they write waits, and
+    is embedded when the memory is next opened with its model.
 
     Raises:
         FolderError: There is no such folder and *create* is false: a command that reads must not leave an
@@ -54,7 +57,7 @@ def opened(path: Path | None, *, create: bool = False) -> Iterator[Memory]:
             path=str(chosen.path),
         )
     with warnings.catch_warnings(record=True) as notes:
-        memory = open_memory(chosen)
+        memory = open_memory(chosen, embedder="none") if words_only else open_memory(chosen)
     for note in notes:
         render.err().print(render.said(f"Note: {note.message}", style="yellow"), soft_wrap=True)
     with memory:

@@ -10,12 +10,17 @@ from .options import JsonOption, PathOption, UserOption, opened
 
 def sessions(*, user: UserOption = None, path: PathOption = None, json_: JsonOption = False) -> None:
     """List a user's conversations, latest first; without --user, those that belong to nobody."""
-    with opened(path) as memory:
+    with opened(path, words_only=True) as memory:
         found = memory.sessions(user_id=user)
+        whose = memory.settings.user_id if user is None else user
     if json_:
         typer.echo(render.as_json(found))
-    else:
+    elif found:
         render.out().print(render.sessions_table(found))
+    elif whose is None:
+        typer.echo("no conversations without a user; pass --user NAME")
+    else:
+        render.out().print(render.said(f"no conversations of {whose}"), soft_wrap=True)
 
 
 def stats(*, path: PathOption = None, json_: JsonOption = False) -> None:

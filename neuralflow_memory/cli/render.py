@@ -23,6 +23,8 @@ PARTS: dict[str, tuple[str, str]] = {
 }
 """A context part's colour and what it is called on screen."""
 
+_ID = 11  # of an id on screen: ten characters and "…"; the whole of it is in the JSON
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -55,8 +57,8 @@ def signals(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.2f}" for name, value in values.items() if abs(value) >= 0.005)
 
 
-def hit_view(hit: Hit, *, rank: int, evidence: bool = False, limit: int = 200) -> RenderableType:
-    """Where a hit stands, what was said, and why it was found. *evidence*: it is what was looked for."""
+def hit_view(hit: Hit, *, rank: int, evidence: bool = False, reasons: bool = True, limit: int = 200) -> RenderableType:
+    """Where a hit stands, what was said, and, with *reasons*, why it was found. *evidence*: it is what was looked for."""
     entry = hit.entry
     place = Text.assemble(
         (f"{rank:>3} ", "dim"),
@@ -66,8 +68,8 @@ def hit_view(hit: Hit, *, rank: int, evidence: bool = False, limit: int = 200) -
         said(entry.scope.session_id or "knowledge", limit=40, style="cyan"),
     )
     words = Text.assemble((f"{entry.name or entry.role or entry.type}: ", "dim"), said(entry.content, limit=limit))
-    why = Text(signals(hit.signals), style="dim")
-    return Group(place, Padding(Group(words, why), (0, 0, 0, 6)))
+    why = [Text(signals(hit.signals), style="dim")] if reasons else []
+    return Group(place, Padding(Group(words, *why), (0, 0, 0, 6)))
 
 
 def sparkline(values: Sequence[float], *, top: float) -> str:
@@ -112,17 +114,17 @@ def context_view(context: Context) -> RenderableType:
     """A context as the model sees it, and the report of why; what was left out for one reason is one row."""
     report = Table(title="what was considered", title_justify="left", box=None, pad_edge=False, header_style="dim")
     for name in ("part", "id", "tokens", "in", "why"):
-        report.add_column(name, justify="right" if name == "tokens" else "left", overflow="fold")
+        report.add_column(name, justify="right" if name == "tokens" else "left", overflow="fold", no_wrap=name != "why")
     left_out: dict[tuple[str, str], list[Candidate]] = {}
     for c in context.report:
         if c.included:
             report.add_row(
-                _part(c.part), said(c.id, limit=36), f"{c.tokens:,}", Text("yes", style="green"), said(c.reason)
+                _part(c.part), said(c.id, limit=_ID), f"{c.tokens:,}", Text("yes", style="green"), said(c.reason)
             )
         else:
             left_out.setdefault((c.part, c.reason), []).append(c)
     for (part, reason), group in left_out.items():
-        which = said(group[0].id, limit=36) if len(group) == 1 else Text(f"{len(group)} more", style="dim")
+        which = said(group[0].id, limit=_ID) if len(group) == 1 else Text(f"{len(group)} more", style="dim")
         tokens = sum(c.tokens for c in group)
         report.add_row(_part(part), which, f"{tokens:,}", Text("no", style="red"), said(reason))
     messages = [Text.assemble((f"{m.role}: ", "bold"), said(m.text)) for m in context.messages]
@@ -151,9 +153,23 @@ def facts_table(facts: Mapping[str, Any]) -> Table:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-        table.add_row(name.replace("_", " "), said(shown))
+        table.add_row(name.replace("_", " "), said(_fact(value)))
     return table
+
+
+def _fact(value: Any) -> str:
+    match value:
+        case None | []:
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case list():
+            return "\n".join(_fact(v) for v in value)
+        case Mapping():
+            return ", ".join(f"{name} {_fact(v)}" for name, v in value.items())
+    return str(value)
 
 
 def as_json(value: Any) -> str:

@@ -101,7 +101,7 @@ class NeuralFlowChatMessageHistory(BaseChatMessageHistory):
 
     def _context_options(self) -> dict[str, Any]:
         # No search: the history does not know the question; what it would find belongs to the turn before.
-        return {"search": False, "overflow": "truncate", **self._budget}
+        return {"search": False, "overflow": "truncate", "pending_calls": True, **self._budget}
 
 
 def _session(session: Session | None, memory: Memory | None, session_id: str | None, user_id: str | None) -> Session:

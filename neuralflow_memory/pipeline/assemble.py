@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Literal
 
 from ..errors import BudgetError, InputError
-from ..rules.budget import MESSAGE_OVERHEAD, REPLY_OVERHEAD, Unit, items, message_tokens, units
+from ..rules.budget import MESSAGE_OVERHEAD, REPLY_OVERHEAD, Unit, items, message_tokens, opening, units
 from ..types import Candidate, Context, Entry, Hit, MemoryType, Message, Scope
 from .ingest import INJECTED, own_copy
 from .parts import Parts
@@ -87,6 +87,7 @@ def context(
     reserve_tokens: int = 0,
     search: bool = True,
     overflow: Literal["raise", "truncate"] = "raise",
+    pending_calls: bool = False,
 ) -> Context:
     """The messages for the next call of the model; with *reserve_tokens* never more than *max_tokens*."""
     parts.authorize(principal, "read", scope)
@@ -95,20 +96,24 @@ def context(
         window = parts.window(scope)
         entries, summary = list(window.entries), window.summary
     messages = [e.message for e in entries]
-    plan = _Plan(budget, entries, messages, units(messages))
+    plan = _Plan(budget, entries, messages, units(messages, pending_calls=pending_calls))
     for unit in plan.units:
         if unit.broken:
             plan.reasons.update(dict.fromkeys(unit.rows, unit.broken))
-    scale = budget / parts.settings.budget.total
+    caps = parts.settings.budget
+    # Without a search its share goes to the others, in proportion.
+    scale = min(1.0, budget / (caps.total if search else caps.conversation + caps.summary))
     _newest(parts, plan, overflow=overflow)
     needed = set(plan.chosen)
     _opening(plan)
     hits = _hits(parts, scope, query, entries, principal=principal) if search else []
-    summary_lines = _summary_lines(parts, plan, summary, cap=int(parts.settings.budget.summary * min(1.0, scale)))
+    summary_lines = _summary_lines(parts, plan, summary, cap=int(caps.summary * scale))
     summary_cost = _cost(parts, _block(summary_lines, []))
-    share = min(int(budget * parts.settings.budget.hits_share), _cost(parts, _block([], hits)))
-    conversation = int(parts.settings.budget.conversation * min(1.0, scale))
-    _older(plan, room=plan.left - summary_cost - share, cap=conversation)
+    wanted = sum(q.cost for q in hits[:MOST_HITS])
+    room = plan.left - summary_cost - min(int(budget * caps.hits_share), wanted)
+    # What the hits don't want, older turns may have.
+    cap = max(int(caps.conversation * scale), min(caps.conversation, plan.left - summary_cost - wanted))
+    _older(plan, room=room, cap=cap)
     block, quoted = _fit_block(parts, plan, summary_lines, hits, keep=needed)
     report = _turns_reported(plan)
     if summary is not None:
@@ -204,9 +209,7 @@ def _truncated(parts: Parts, message: Message, tokens: int) -> Message | None:
 
 def _opening(plan: _Plan) -> None:
     """The host's own instructions, at the front of the window."""
-    for row, message in enumerate(plan.messages):
-        if message.role not in ("system", "developer"):
-            break
+    for row in range(opening(plan.messages)):
         if row not in plan.chosen and plan.entries[row].tokens <= plan.left:
             plan.take([row], "instructions")
 
@@ -215,8 +218,8 @@ def _older(plan: _Plan, *, room: int, cap: int) -> None:
     """Whole items before the newest, newest first, as long as they fit."""
     starts = items(plan.messages)
     newest = max((row for row in plan.chosen if plan.messages[row].role == "user"), default=len(plan.messages))
-    opening = {row for row in plan.chosen if plan.messages[row].role in ("system", "developer")}
-    room = min(room, cap - sum(plan.costs[row] for row in plan.chosen if row not in opening))
+    instructions = {row for row in plan.chosen if plan.messages[row].role in ("system", "developer")}
+    room = min(room, cap - sum(plan.costs[row] for row in plan.chosen if row not in instructions))
     if not starts:
         return
     older = [
@@ -249,9 +252,13 @@ def _hits(
         return []
     own = frozenset(e.number for e in entries if e.role == "user" and e.content.strip() == query)
     found = ranked(parts, scope, query, principal=principal, conditions=Conditions(types=_HITS_FROM, besides=own))
-    quotes = []
+    quotes, said = [], set()
     for hit in islice((h for h in found if h.entry.content.strip()), MOST_HITS + len(entries)):
         line = _line(hit.entry)
+        same = (hit.entry.role, hit.entry.content)
+        if same in said:
+            continue  # agents repeat themselves: one quote says it
+        said.add(same)
         quotes.append(_Quote(hit, line, parts.count_again(line + "\n")))
     return quotes
 

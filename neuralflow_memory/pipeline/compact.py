@@ -14,7 +14,7 @@ from uuid import uuid4
 from .._failpoints import failpoint
 from ..errors import InputError
 from ..protocols import StoredWindow
-from ..rules.budget import items, units
+from ..rules.budget import items, opening, units
 from ..types import CompactionReport, Entry, MemoryType, Message, Scope
 from .ingest import over_limits
 from .parts import Parts, recorded
@@ -37,7 +37,8 @@ def compact(
         tokens = sum(e.tokens for e in before.entries)
         covered = _covered(before.summary)
         messages = [e.message for e in before.entries]
-        needed = over_limits(parts, len(items(messages)), tokens) or (max_tokens is not None and tokens > max_tokens)
+        turns = tokens - sum(e.tokens for e in before.entries[: opening(messages)])
+        needed = over_limits(parts, len(items(messages)), turns) or (max_tokens is not None and tokens > max_tokens)
         report = CompactionReport(needed, tokens, tokens, (), covered)
         rows = _foldable(parts, before.entries, messages, max_tokens=max_tokens) if needed else []
         if not rows:
@@ -75,7 +76,7 @@ def _foldable(
     boundary, held = starts[-1], 0
     ends = [len(entries), *reversed(starts[1:])]
     for kept, (start, end) in enumerate(zip(reversed(starts), ends, strict=True), start=1):
-        held += sum(e.tokens for e in entries[start:end])
+        held += sum(e.tokens for e in entries[max(start, opening(messages)) : end])
         if kept > 1 and (kept > pruning.max_context_items or held > most):
             break
         boundary = start
@@ -83,8 +84,7 @@ def _foldable(
     for unit in reversed(units(messages)):
         if unit.rows[0] < boundary <= unit.rows[-1]:
             boundary = max(s for s in starts if s <= unit.rows[0])
-    opening = next((row for row, m in enumerate(messages) if m.role not in ("system", "developer")), len(messages))
-    return list(range(opening, boundary))  # the host's own instructions are no turns to be folded
+    return list(range(opening(messages), boundary))  # the host's own instructions are no turns to be folded
 
 
 def _summary(parts: Parts, scope: Scope, folded: Sequence[Entry], before: Entry | None) -> Entry:

@@ -13,7 +13,7 @@ from ..errors import InputError, NotFound, QueryError
 from ..protocols import Record
 from ..rules.filters import parse
 from ..types import Entry, MemoryType, Message, Scope, microseconds, same_content, utc
-from .ingest import Messages, checked, listed, own_copy, take, turn
+from .ingest import Messages, checked, listed, over_limits, own_copy, take, turn
 from .parts import Parts, recorded
 from .search import checked_types
 
@@ -77,6 +77,7 @@ def select(
     types: Iterable[MemoryType] | None = None,
     since: datetime | None = None,
     after: str | None = None,
+    limit: int | None = None,
     action: str = "read",
 ) -> Iterator[Entry]:
     """Entries of the user (or of the session) that fulfil the conditions, in the order they were written."""
@@ -94,6 +95,7 @@ def select(
         types=kinds,
         since=None if since is None else microseconds(utc(since)),
         after=start,
+        limit=limit if condition is None else None,
     )
     return (e for e in found if condition is None or condition.matches(e))
 
@@ -101,7 +103,22 @@ def select(
 def listing(parts: Parts, scope: Scope, *, principal: str | None, limit: int | None, **conditions: Any) -> list[Entry]:
     if limit is not None and (not isinstance(limit, int) or limit < 0):
         raise QueryError(f"limit is a number of entries or None, not {limit!r:.80}")
-    return list(islice(select(parts, scope, principal=principal, **conditions), limit))
+    return list(islice(select(parts, scope, principal=principal, limit=limit, **conditions), limit))
+
+
+def count(
+    parts: Parts,
+    scope: Scope,
+    *,
+    principal: str | None,
+    filter: Mapping[str, Any] | None,
+    within: Literal["user", "session"],
+) -> int:
+    """How many entries of the session, or of the user, fulfil the filter."""
+    if parse(filter) is not None or within not in ("user", "session"):
+        return sum(1 for _ in select(parts, scope, principal=principal, within=within, filter=filter))
+    parts.authorize(principal, "read", scope)
+    return parts.ledger.count(scope, session_only=within == "session")
 
 
 def update(parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, principal: str | None) -> Entry:
@@ -157,6 +174,8 @@ def delete(
     parts.authorize(principal, "delete", scope)
     if (ids is None) == (filter is None):
         raise InputError("delete takes ids or a filter: pass one of them")
+    if filter is not None and parse(filter) is None:
+        raise InputError("an empty filter would delete everything; call clear() for that")
     with parts.held(scope):
         if ids is None:
             doomed = list(select(parts, scope, principal=principal, within=within, filter=filter, action="delete"))
@@ -214,10 +233,14 @@ def set_window(parts: Parts, scope: Scope, messages: Messages, *, principal: str
             session = parts.ledger.session_number(scope)
             assert session is not None
             take(parts, scope, written, session=session)
+            window = parts.window(scope)
         except BaseException:
             resident.forget()
             raise
+        over = over_limits(parts, window.turns, window.tokens - window.opening)
     parts.changed()
+    if over:
+        parts.full(scope)
 
 
 def _matched(
@@ -257,4 +280,4 @@ def _matched(
     return kept
 
 
-__all__ = ["clear", "delete", "get", "listing", "select", "set_window", "transcript", "update"]
+__all__ = ["clear", "count", "delete", "get", "listing", "select", "set_window", "transcript", "update"]

@@ -37,7 +37,8 @@ def index_batch(parts: Parts) -> int:
     When embedder and index work, an entry that fails is postponed, and parked after five failures. When they don't, their
     error is raised: it is nobody's fault among the entries, and they wait.
     """
-    marks = parts.ledger.claim(now=_now(), limit=BATCH)
+    # Without an embedder what was deleted still leaves the index; the rest waits.
+    marks = parts.ledger.claim(now=_now(), limit=BATCH, gone=parts.embedder is None)
     if not marks:
         return 0
     failpoint("index.claimed")
@@ -56,8 +57,10 @@ def _now() -> int:
 
 def _probe(parts: Parts) -> None:
     """Index a harmless entry and remove it; raises what the embedder or the index raises."""
-    assert parts.embedder is not None
     assert parts.store is not None
+    if parts.embedder is None:
+        parts.store.delete([_PROBE])
+        return
     with parts.embedding:
         vectors = unit_rows(parts.embedder.embed_documents([_PROBE]), rows=1)
     _fit_store(parts, dimensions=vectors.shape[1])

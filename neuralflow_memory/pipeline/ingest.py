@@ -11,7 +11,7 @@ from uuid import uuid4
 from .._json import copied
 from ..errors import ConflictError, InputError, MessageError
 from ..protocols import OnConflict, Record
-from ..types import Entry, MemoryType, Message, Scope, ToolCall, microseconds, utc
+from ..types import ROLES, Entry, MemoryType, Message, Scope, ToolCall, microseconds, utc
 from .parts import Parts, recorded
 
 Messages = str | Message | Iterable[str | Message]
@@ -46,7 +46,7 @@ def add(
         except BaseException:
             resident.forget()  # whatever was written, RAM is read anew
             raise
-        over = over_limits(parts, window.turns, window.tokens)
+        over = over_limits(parts, window.turns, window.tokens - window.opening)
     if done.written:
         parts.tally["added"] += len(done.written)
         parts.changed()
@@ -118,7 +118,8 @@ def listed(messages: Messages, *, injected: bool = False) -> list[Message]:
     """What callers may pass as messages, as messages; those that `context` made up only if *injected*."""
     if isinstance(messages, str | Message):
         messages = [messages]
-    if not isinstance(messages, Iterable) or isinstance(messages, Mapping):
+    pair = isinstance(messages, tuple) and len(messages) == 2 and messages[0] in (*ROLES, "human", "ai")
+    if not isinstance(messages, Iterable) or isinstance(messages, Mapping) or pair:
         raise MessageError(f"give a text, a Message or a list of them, not {messages!r:.80}")
     found = [Message("user", m) if isinstance(m, str) else m for m in messages]
     for message in found:
@@ -174,7 +175,7 @@ def take(parts: Parts, scope: Scope, written: Sequence[Record], *, session: int)
 
 
 def over_limits(parts: Parts, turns: int, tokens: int) -> bool:
-    """Whether a window of so many items and tokens is to be folded."""
+    """Whether a window of so many items and tokens, the host's instructions not counted, is to be folded."""
     pruning = parts.settings.pruning
     return turns >= pruning.summarization_threshold or tokens > pruning.max_context_tokens
 

@@ -20,7 +20,7 @@ from ..types import Entry, Message, Scope
 from .scope_index import ScopeIndex
 
 _WINDOWS = 256  # windows kept of one owner
-_TRIM_EVERY = 64  # new residents between two looks at what all of them hold
+_WEIGH_EVERY = 64  # uses of a resident between two looks at what it holds
 
 
 @dataclass(slots=True)
@@ -33,18 +33,22 @@ class Window:
     erase_epoch: int = 0
     active_at: int = 0
     tokens: int = 0
+    opening: int = 0
+    """Tokens of the host's own instructions at the front, which are never folded."""
     turns: int = 0
     """Items: user turns, and what stands before the first."""
 
     def append(self, entry: Entry) -> None:
         if entry.role == "user" or not self.entries:
             self.turns += 1
+        if entry.role in ("system", "developer") and self.opening == self.tokens:
+            self.opening += entry.tokens
         self.entries.append(entry)
         self.tokens += entry.tokens
 
     def take(self, entries: Iterable[Entry]) -> None:
         """Hold *entries* instead of what was held."""
-        self.entries, self.tokens, self.turns = [], 0, 0
+        self.entries, self.tokens, self.opening, self.turns = [], 0, 0, 0
         for entry in entries:
             self.append(entry)
 
@@ -61,6 +65,7 @@ class Resident:
         self._ledger = ledger
         self._index: ScopeIndex | None = None
         self._windows: OrderedDict[str, Window] = OrderedDict()
+        self.uses = self.weight = 0  # kept by `Residents`
 
     @property
     def index(self) -> ScopeIndex | None:
@@ -119,7 +124,8 @@ class Resident:
 class Residents:
     """The residents of all owners: least recently used out first, when they hold more than *max_bytes*.
 
-    An owner has one resident as long as anybody holds it, so that its lock stays the only one.
+    An owner has one resident as long as anybody holds it, so that its lock stays the only one. What a resident weighs is
+    looked at now and then, not at each use; the sum is kept, not counted.
     """
 
     def __init__(self, ledger: Ledger, *, max_bytes: int) -> None:
@@ -127,7 +133,7 @@ class Residents:
         self._max_bytes = max_bytes
         self._all: WeakValueDictionary[tuple[str, str | None, str | None], Resident] = WeakValueDictionary()
         self._recent: OrderedDict[tuple[str, str | None, str | None], Resident] = OrderedDict()
-        self._made = 0
+        self._total = 0
         self._lock = threading.Lock()
 
     def of(self, scope: Scope) -> Resident:
@@ -136,9 +142,10 @@ class Residents:
             resident = self._found(scope)
             self._recent[scope.owner] = resident
             self._recent.move_to_end(scope.owner)
-            crowded = self._made >= _TRIM_EVERY
-        if crowded:
-            self.trim()
+            resident.uses += 1
+            due = resident.weight == 0 or resident.uses % _WEIGH_EVERY == 0
+        if due:
+            self.weigh(resident)
         return resident
 
     def unused(self, scope: Scope) -> Resident:
@@ -151,18 +158,23 @@ class Residents:
         if resident is None:
             tenant, user, session = scope.owner
             resident = self._all[scope.owner] = Resident(Scope(tenant, user, session), self._ledger)
-            self._made += 1
         return resident
 
-    def trim(self) -> None:
-        """Let go of what was not used lately, until the rest fits."""
+    def weigh(self, resident: Resident) -> None:
+        """Look at what *resident* holds now, and make room if all of them hold too much."""
+        nbytes = resident.nbytes
         with self._lock:
-            self._made = 0
-            total = 0
-            for key, resident in reversed(list(self._recent.items())):
-                total += resident.nbytes
-                if total > self._max_bytes and len(self._recent) > 1 and key != next(reversed(self._recent)):
-                    del self._recent[key]
+            self._total += nbytes - resident.weight
+            resident.weight = nbytes
+        self.trim()
+
+    def trim(self) -> None:
+        """Let go of what was not used lately until the rest fits; the newest stays."""
+        with self._lock:
+            while self._total > self._max_bytes and len(self._recent) > 1:
+                _, old = self._recent.popitem(last=False)
+                self._total -= old.weight
+                old.weight = 0
 
     def forget(self) -> None:
         """Drop everything of every owner."""

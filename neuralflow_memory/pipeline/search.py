@@ -72,7 +72,7 @@ def ranked(parts: Parts, scope: Scope, query: str, *, principal: str | None, con
         index = resident.load(_model(parts), most_vectors=MOST_IN_RAM)
         rows, pending = index.rows, bool(index.pending.any())
     if fresh:
-        parts.residents.trim()
+        parts.residents.weigh(resident)
     if not rows:
         return
     question = _question(parts, scope, query, pending=pending)
@@ -199,7 +199,7 @@ def _question(parts: Parts, scope: Scope, query: str, *, pending: bool) -> npt.N
         if model is not None and model[1] != len(given):
             raise EmbeddingError(f"its vectors have {len(given)} numbers, and those of this folder {model[1]}")
         vector = given
-    return vector
+    return vector  # noqa: RET504 - None where the block above was left by an error
 
 
 @contextmanager

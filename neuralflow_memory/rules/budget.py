@@ -72,45 +72,38 @@ class Unit:
     broken: str | None = None
 
 
-def units(messages: Sequence[Message]) -> list[Unit]:
+def units(messages: Sequence[Message], *, pending_calls: bool = False) -> list[Unit]:
     """Split *messages* into units, ordered by their first message.
 
     A call without all of its results, a result without its call, and a second result of one call are broken: a provider
-    refuses a prompt that holds one.
+    refuses a prompt that holds one. With *pending_calls* a call at the very end may lack results: they are about to come.
+    A result belongs to the newest call of its id that has none yet, so ids may be used again.
     """
-    results: dict[str, int] = {}
-    caller: dict[str, int] = {}
+    waiting: dict[str, int] = {}
+    results: dict[int, dict[str, int]] = {row: {} for row, m in enumerate(messages) if m.tool_calls}
     found: list[Unit] = []
     for row, message in enumerate(messages):
-        for call in message.tool_calls:
-            caller[call.id] = row  # an id used again belongs to the newer call
+        waiting.update((call.id, row) for call in message.tool_calls)
         if message.role == "tool":
             call_id = message.tool_call_id or ""
-            if call_id not in caller:
-                found.append(Unit((row,), "a tool result whose call is not in the window"))
-            elif results.get(call_id, -1) > caller[call_id]:
-                found.append(Unit((row,), "a second result of one tool call"))
+            if call_id in waiting:
+                results[waiting.pop(call_id)][call_id] = row
             else:
-                results[call_id] = row
-    answered: set[int] = set()
-    for row, message in enumerate(messages):
-        if message.role == "tool":
-            continue
-        if not message.tool_calls:
+                found.append(Unit((row,), "a tool result whose call is not in the window, or has a result already"))
+        elif not message.tool_calls:
             found.append(Unit((row,)))
-            continue
-        own = [c.id for c in message.tool_calls]
-        rows = [results[c] for c in own if caller[c] == row and c in results and results[c] > row]
-        answered.update(rows)
-        whole = len(rows) == len(set(own)) == len(own)
-        found.append(Unit((row, *sorted(rows)), None if whole else "a tool call without all of its results"))
-    placed = {r for u in found for r in u.rows}
-    found.extend(
-        Unit((row,), "a tool result whose call was used again")
-        for row, m in enumerate(messages)
-        if m.role == "tool" and row not in placed
-    )
+    for row, answers in results.items():
+        own = [call.id for call in messages[row].tool_calls]
+        rows = (row, *sorted(answers.values()))
+        whole = len(answers) == len(own)
+        pending = pending_calls and len(set(own)) == len(own) and rows == tuple(range(row, len(messages)))
+        found.append(Unit(rows, None if whole or pending else "a tool call without all of its results"))
     return sorted(found, key=lambda u: u.rows[0])
+
+
+def opening(messages: Sequence[Message]) -> int:
+    """How many messages at the front are the host's own instructions."""
+    return next((row for row, m in enumerate(messages) if m.role not in ("system", "developer")), len(messages))
 
 
 def items(messages: Sequence[Message]) -> list[int]:
@@ -126,6 +119,7 @@ __all__ = [
     "Unit",
     "items",
     "message_tokens",
+    "opening",
     "prompt_tokens",
     "units",
 ]

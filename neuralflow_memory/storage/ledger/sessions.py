@@ -81,11 +81,14 @@ def save_head(db: sqlite3.Connection, head: Head) -> None:
 
 def listing(db: sqlite3.Connection, *, tenant: str, user_id: str | None) -> list[SessionInfo]:
     """Sessions of a user, or of the userless ones, latest first."""
+    where, parameter = "o.tenant = ? AND o.user_id IS NULL", tenant
+    if user_id is not None:  # one owner, found by its key
+        where, parameter = "o.key = ?", owner_key(Scope(tenant, user_id))
     rows = db.execute(
         "SELECT s.session_id, o.user_id, o.tenant, (SELECT count(*) FROM entries e WHERE e.session = s.id AND e.type = 0), "
         "s.created_at, s.active_at FROM sessions s JOIN owners o ON o.id = s.owner "
-        "WHERE o.tenant = ? AND o.user_id IS ? AND s.session_id != ? ORDER BY s.active_at DESC, s.id DESC",
-        (tenant, user_id, KNOWLEDGE),
+        f"WHERE {where} AND s.session_id != ? ORDER BY s.active_at DESC, s.id DESC",
+        (parameter, KNOWLEDGE),
     )
     return [
         SessionInfo(session_id, user, ten, messages, moment(created), moment(active))

@@ -197,10 +197,12 @@ class SqliteLedger:
         since: int | None = None,
         after: int = 0,
         last: int | None = None,
+        limit: int | None = None,
     ) -> Iterator[Entry]:
         """Entries of a session in the order of `seq`, or of the whole owner in the order they were written.
 
-        *after*: only those written after this number. *last*: only the newest so many, still in order.
+        *after*: only those after the entry with this number. *last*: only the newest so many, still in order. *limit*: only
+        the first so many.
         """
         where, parameters = ["e.no > ?"], [after]
         if session_only and after:
@@ -224,16 +226,28 @@ class SqliteLedger:
             if since is not None:
                 where.append("e.created_at >= ?")
                 parameters.append(since)
-            rows = entries.select(
-                db,
-                " AND ".join(where),
-                parameters,
-                scope=scope,
-                owner=owner,
-                tail=tail if last is None else f"{tail} DESC LIMIT {int(last)}",
-            )
+            if last is not None:
+                tail = f"{tail} DESC LIMIT {int(last)}"
+            elif limit is not None:
+                tail = f"{tail} LIMIT {int(limit)}"
+            rows = entries.select(db, " AND ".join(where), parameters, scope=scope, owner=owner, tail=tail)
             found = [e for e, _ in rows]
         yield from found if last is None else reversed(found)
+
+    def count(self, scope: Scope, *, session_only: bool) -> int:
+        """How many entries a session, or its whole owner, has."""
+        with self._db.read() as db:
+            owner = sessions.owner_of(db, scope)
+            if owner is None:
+                return 0
+            if not session_only:
+                low, high = owner << OWNER_SHIFT, (owner + 1) << OWNER_SHIFT
+                return int(
+                    db.execute("SELECT count(*) FROM entries WHERE no >= ? AND no < ?", (low, high)).fetchone()[0]
+                )
+            head = sessions.head(db, scope, session_id=_session_id(scope))
+            where = (None if head is None else head.session,)
+            return int(db.execute("SELECT count(*) FROM entries WHERE session = ?", where).fetchone()[0])
 
     def features(self, owner: int) -> list[Feature]:
         """What search reads of all of an owner's entries."""
@@ -311,9 +325,9 @@ class SqliteLedger:
         with self._db.write() as db:
             return vectors.put(db, model, rows)
 
-    def claim(self, *, now: int, limit: int) -> list[Dirty]:
+    def claim(self, *, now: int, limit: int, gone: bool = False) -> list[Dirty]:
         with self._db.read() as db:
-            return vectors.claim(db, now=now, limit=limit)
+            return vectors.claim(db, now=now, limit=limit, gone=gone)
 
     def clear_dirty(self, marks: Sequence[tuple[int, int]]) -> None:
         with self._db.write() as db:
@@ -328,11 +342,9 @@ class SqliteLedger:
         with self._db.write() as db:
             db.execute("UPDATE dirty SET retry_at = 0, attempts = 0 WHERE retry_at > 0")
 
-    def next_retry(self) -> int | None:
-        """When the earliest mark is due, None when nothing is marked."""
+    def next_retry(self, *, gone: bool = False) -> int | None:
         with self._db.read() as db:
-            found: int | None = db.execute("SELECT min(retry_at) FROM dirty").fetchone()[0]
-        return found
+            return vectors.next_retry(db, gone=gone)
 
     def totals(self, *, parked_at: int) -> dict[str, Any]:
         """Counts over the whole folder, for `stats()`."""

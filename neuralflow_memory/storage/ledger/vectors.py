@@ -14,12 +14,23 @@ def mark(db: sqlite3.Connection, rows: Iterable[tuple[int, bytes, int]]) -> None
     db.executemany("INSERT OR REPLACE INTO dirty (no, key, version) VALUES (?, ?, ?)", rows)
 
 
-def claim(db: sqlite3.Connection, *, now: int, limit: int) -> list[Dirty]:
-    """Up to *limit* marks that are due."""
+_GONE = "NOT EXISTS (SELECT 1 FROM entries e WHERE e.no = dirty.no)"
+
+
+def claim(db: sqlite3.Connection, *, now: int, limit: int, gone: bool = False) -> list[Dirty]:
+    """Up to *limit* marks that are due; with *gone* only those of deleted entries."""
     rows = db.execute(
-        "SELECT no, key, version, attempts FROM dirty WHERE retry_at <= ? ORDER BY no LIMIT ?", (now, limit)
+        f"SELECT no, key, version, attempts FROM dirty WHERE retry_at <= ?{' AND ' + _GONE if gone else ''} "
+        "ORDER BY no LIMIT ?",
+        (now, limit),
     )
     return [Dirty(no, key.hex(), version, attempts) for no, key, version, attempts in rows]
+
+
+def next_retry(db: sqlite3.Connection, *, gone: bool = False) -> int | None:
+    """When the earliest mark is due, None when nothing is marked; with *gone* only deleted entries' count."""
+    found: int | None = db.execute(f"SELECT min(retry_at) FROM dirty{' WHERE ' + _GONE if gone else ''}").fetchone()[0]
+    return found
 
 
 def clear(db: sqlite3.Connection, marks: Iterable[tuple[int, int]]) -> None:

@@ -1,0 +1,288 @@
+"""What is kept in RAM of a user equals what the ledger says of it, whatever was done, and whoever else was let in."""
+
+import random
+import threading
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from conftest import SMALL, index_keys, live_keys, texts
+
+from neuralflow_memory import Message, ToolCall
+from neuralflow_memory.pipeline.parts import Parts
+from neuralflow_memory.pipeline.resident import Resident
+from neuralflow_memory.pipeline.search import MOST_IN_RAM, _model
+from neuralflow_memory.rules.lexical import term_ids
+from neuralflow_memory.types import Scope
+
+WORDS = [
+    "cat",
+    "dog",
+    "Berlin",
+    "number",
+    "seven",
+    "secret",
+    "train",
+    "likes",
+    "the",
+    "in",
+    "Rome",
+    "never",
+    "42",
+    "Monday",
+]
+COLUMNS = ("session", "seq", "kind", "speaker", "agent", "created", "expires", "importance", "words", "question")
+ACTIONS = [
+    *["add", "add", "add", "tool", "update", "mark", "delete", "delete by filter", "replace", "conflict", "add again"],
+    *["search", "context", "remember", "forget knowledge", "clear", "compact", "delete summary", "edit summary"],
+]
+
+
+def shown(index, *, vectors):
+    """Everything that search reads of the entries that are alive, by number; scores by session as well."""
+    terms = term_ids(" ".join(WORDS))
+    alone, together = index.postings.bm25(terms), index.postings.grouped(terms, index.place)[index.place]
+    found = {}
+    for row in np.flatnonzero(index.alive).tolist():
+        number = int(index.number[row])
+        assert index.row_of[number] == row
+        links = [int(index.number[r]) if r >= 0 else None for r in (index.before[row], index.after[row])]
+        vector = index.vectors[row].tolist() if vectors and index.embedded[row] else None
+        scores = [pytest.approx(float(s[row]), rel=1e-4) for s in (alone, together)]
+        columns = [getattr(index, name)[row] for name in COLUMNS]
+        found[number] = [*columns, links, index.postings.ids_of(row).tolist(), vector, scores]
+    assert len(index.row_of) == len(found), "rows of entries that are gone"
+    return found
+
+
+def seen(window):
+    entries = [(e.number, e.version, e.content, e.position, e.tokens, e.tags, e.importance) for e in window.entries]
+    return entries, {f.name: getattr(window, f.name) for f in fields(window) if f.name not in ("entries", "active_at")}
+
+
+def agree(memory, chat, *, sessions, vectors=True):
+    """Compare the loaded resident of the chat's user with one that is read from the ledger now.
+
+    Of a new version RAM has no vector until it is indexed: compare *vectors* after flush().
+    """
+    parts, scope = memory._core.parts, chat.scope
+    with parts.held(scope) as held:
+        fresh = Resident(Scope(scope.tenant, scope.user_id), parts.ledger)
+        if held.index is not None:
+            loaded = fresh.load(_model(parts), most_vectors=MOST_IN_RAM)
+            assert shown(held.index, vectors=vectors) == shown(loaded, vectors=vectors)
+        for name in sessions:
+            if name in held._windows:
+                own = Scope(scope.tenant, scope.user_id, name)
+                assert seen(held._windows[name]) == seen(fresh.window(own, count=parts.count))
+
+
+class Life:
+    """Random acts upon three chats of one user."""
+
+    def __init__(self, memory, *, seed):
+        self.random = random.Random(seed)
+        self.chats = {name: memory.session(name, user_id="ada", agent_id=name) for name in ("a", "b", "c")}
+        self.calls = 0
+
+    def text(self):
+        words = self.random.choices(WORDS, k=self.random.randint(1, 9))
+        return " ".join(words) + self.random.choice(["", "?", "."])
+
+    def act(self):
+        rng, chat = self.random, self.random.choice(list(self.chats.values()))
+        ids = [m.id for m in chat.messages()]
+        what = rng.choice(ACTIONS)
+        if what == "add" or not ids:
+            chat.add([Message("user", self.text()), Message("assistant", self.text())])
+        elif what == "tool":
+            self.calls += 1
+            call = ToolCall(f"c{self.calls}", "look_up", {"n": 1})
+            chat.add([Message("user", self.text()), Message("assistant", "", tool_calls=[call])])
+            chat.add(Message("tool", self.text(), tool_call_id=call.id))
+        elif what == "update":
+            chat.entries.update(rng.choice(ids), content=self.text())
+        elif what == "mark":
+            chat.entries.update(rng.choice(ids), importance=rng.random(), tags=[self.text()])
+        elif what == "delete":
+            chat.entries.delete(rng.sample(ids, min(len(ids), 2)))
+        elif what == "delete by filter":
+            within = rng.choice(["session", "session", "user"])
+            chat.entries.delete(
+                filter={"content": {"$contains": rng.choice(WORDS)}, "role": rng.choice(["user", None])}
+                if rng.random() < 0.7
+                else {"content": {"$contains": f"{rng.choice(WORDS)} {rng.choice(WORDS)}"}},
+                within=within,
+            )
+        elif what == "replace":
+            window = chat.messages(view="window")
+            kept = window[: rng.randint(0, len(window))]
+            back = rng.choice(ids)
+            if back not in [m.id for m in kept] and rng.random() < 0.4:
+                kept.append(Message("user", self.text(), id=back))
+            chat.replace([*kept, Message("user", self.text())])
+        elif what == "conflict":
+            changed = [Message("user", self.text(), id=rng.choice(ids)), Message("user", self.text())]
+            chat.add(changed, on_conflict="replace")
+        elif what == "add again":
+            gone = rng.choice(ids)
+            chat.entries.delete(gone)
+            chat.search("cat")
+            chat.add(Message("user", self.text(), id=gone))
+        elif what == "search":
+            chat.search(self.text())
+        elif what == "context":
+            chat.context(self.text())
+        elif what == "remember":
+            chat.remember(self.text())
+        elif what == "forget knowledge":
+            for entry in chat.entries.list(types=["long_term"])[:1]:
+                chat.entries.delete(entry.key)
+        elif what == "clear" and rng.random() < 0.2:
+            chat.clear()
+        elif what == "compact":
+            chat.compact(max_tokens=rng.randint(0, 100))
+        elif what in ("delete summary", "edit summary"):
+            for entry in rng.sample(s := chat.entries.list(within="session", types=["episodic"]), min(1, len(s))):
+                if what == "delete summary":
+                    chat.entries.delete(entry.key)
+                else:
+                    chat.entries.update(entry.key, content=self.text())
+        return what
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_ram_equals_the_ledger_after_anything(opened, seed):
+    """Rows, neighbours, words, vectors, windows, token counts and summaries are those of a fresh load."""
+    memory = opened(pruning=SMALL, tokenizer="approx")
+    life = Life(memory, seed=seed)
+    chat = life.chats["a"]
+    chat.add("cat")
+    chat.search("cat")
+    for step in range(100):
+        what = life.act()
+        try:
+            agree(memory, chat, sessions=life.chats, vectors=False)
+        except AssertionError as error:
+            pytest.fail(f"after step {step}, {what!r}: {error}")
+        if step % 25 == 24:
+            memory.flush()
+            agree(memory, chat, sessions=life.chats)
+            assert index_keys(memory) == live_keys(memory)
+
+
+@pytest.mark.parametrize("act", ["edit", "delete"])
+def test_summaries_that_fell_with_an_earlier_one_leave_ram(opened, act):
+    """Changing the first of several summaries removes those made from it, from what search reads too."""
+    memory = opened(pruning=SMALL)
+    chat = memory.session("chat", user_id="ada")
+    for n in range(9):
+        chat.add(f"Turn {n} about Rome")
+        memory.flush()
+    chat.search("Rome")
+    summaries = sorted(chat.entries.list(within="session", types=["episodic"]), key=lambda e: e.number)
+    assert len(summaries) > 2
+    if act == "edit":
+        chat.entries.update(summaries[0].key, content="Redacted")
+    else:
+        chat.entries.delete(summaries[0].key)
+    agree(memory, chat, sessions=["chat"], vectors=False)
+    memory.flush()
+    chat.search("Rome")
+    agree(memory, chat, sessions=["chat"])
+    left = {e.number for e in chat.entries.list()}
+    assert set(memory._core.parts.resident(chat.scope).index.row_of) == left
+    found = {h.entry.number for h in chat.search("Rome Redacted", k=50, types=["episodic"])}
+    assert found <= left
+
+
+READS = {
+    "context": lambda chat: chat.context(search=False),
+    "window": lambda chat: chat.messages(view="window"),
+    "summary": lambda chat: chat.summary(),
+    "compact": lambda chat: chat.compact(),
+    "replace": lambda chat: chat.replace(["Zero"]),
+    "update": lambda chat: chat.entries.update(chat.messages()[0].id, content="Zero", importance=0.5),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_user_let_go_while_somebody_reads_misses_no_turn(opened, monkeypatch, read):
+    """An acknowledged turn is in the window afterwards, though memory was short just as it was read from the ledger."""
+    memory = opened(embedder="none")
+    parts = memory._core.parts
+    parts.residents._max_bytes = 1
+    chat = memory.session("chat", user_id="ada")
+    chat.add("Zero")
+    parts.residents.forget()
+    between, go, stored, added = (threading.Event() for _ in range(4))
+    real_window, real_stored = Parts.window, parts.ledger.window
+
+    def window(self, scope):
+        if threading.current_thread() is reader and not between.is_set():
+            between.set()
+            assert go.wait(30)
+        return real_window(self, scope)
+
+    def from_ledger(scope):
+        found = real_stored(scope)
+        if threading.current_thread() is reader:
+            stored.set()
+            added.wait(0.3)  # an add that need not wait for the reader is done by then
+        return found
+
+    monkeypatch.setattr(Parts, "window", window)
+    monkeypatch.setattr(parts.ledger, "window", from_ledger)
+    reader = threading.Thread(target=READS[read], args=(chat,))
+    reader.start()
+    assert between.wait(30)
+    memory.session("x", user_id="bob").messages(view="window")
+    parts.residents.trim()
+    go.set()
+    assert stored.wait(30)
+    chat.add("One")
+    added.set()
+    reader.join(30)
+    chat.add("Two")
+    for view in ("all", "window"):
+        assert texts(chat.messages(view=view)) == ["Zero", "One", "Two"]
+    assert texts(chat.context(search=False).messages) == ["Zero", "One", "Two"]
+
+
+def test_turns_of_many_users_survive_being_let_go_all_the_time(opened):
+    """Users written, read, searched and let go at once: every acknowledged turn is in the window, in order."""
+    memory = opened(embedder="none", tokenizer="approx", pruning={"summarization_threshold": 500})
+    residents = memory._core.parts.residents
+    residents._max_bytes = 1
+    acknowledged = {f"user {n}": [] for n in range(3)}
+    done = threading.Event()
+    errors = []
+
+    def until_done(act):
+        try:
+            while not done.is_set():
+                act()
+        except BaseException as error:
+            errors.append(error)
+
+    def read(user):
+        chat = memory.session("chat", user_id=user)
+        chat.messages(view="window")
+        chat.search("Turn")
+
+    others = [threading.Thread(target=until_done, args=(residents.trim,))]
+    others += [threading.Thread(target=until_done, args=(lambda u=u: read(u),)) for u in acknowledged]
+    for thread in others:
+        thread.start()
+    for n in range(60):
+        for user in acknowledged:
+            acknowledged[user] += memory.session("chat", user_id=user).add(f"Turn {n}")
+    done.set()
+    for thread in others:
+        thread.join(30)
+    assert errors == []
+    for user, turns in acknowledged.items():
+        chat = memory.session("chat", user_id=user)
+        assert [m.id for m in chat.messages(view="window")] == turns
+        chat.search("Turn")
+        agree(memory, chat, sessions=["chat"])
