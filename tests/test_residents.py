@@ -66,7 +66,8 @@ def agree(memory, chat, *, sessions, vectors=True):
     Of a new version RAM has no vector until it is indexed: compare *vectors* after flush().
     """
     parts, scope = memory._core.parts, chat.scope
-    with parts.held(scope) as held:
+    held = parts.resident(scope)
+    with held.lock:
         fresh = Resident(Scope(scope.tenant, scope.user_id), parts.ledger)
         if held.index is not None:
             loaded = fresh.load(_model(parts), most_vectors=MOST_IN_RAM)
@@ -196,13 +197,17 @@ def test_summaries_that_fell_with_an_earlier_one_leave_ram(opened, act):
     assert found <= left
 
 
+def crowd_out(memory):
+    """Use so many other users that those before them are let go, where memory is short."""
+    for n in range(70):
+        memory.session("x", user_id=f"other {n}").messages(view="window")
+
+
 READS = {
     "context": lambda chat: chat.context(search=False),
     "window": lambda chat: chat.messages(view="window"),
     "summary": lambda chat: chat.summary(),
     "compact": lambda chat: chat.compact(),
-    "replace": lambda chat: chat.replace(["Zero"]),
-    "update": lambda chat: chat.entries.update(chat.messages()[0].id, content="Zero", importance=0.5),
 }
 
 
@@ -236,8 +241,7 @@ def test_a_user_let_go_while_somebody_reads_misses_no_turn(opened, monkeypatch, 
     reader = threading.Thread(target=READS[read], args=(chat,))
     reader.start()
     assert between.wait(30)
-    memory.session("x", user_id="bob").messages(view="window")
-    parts.residents.trim()
+    crowd_out(memory)
     go.set()
     assert stored.wait(30)
     chat.add("One")
@@ -247,42 +251,3 @@ def test_a_user_let_go_while_somebody_reads_misses_no_turn(opened, monkeypatch, 
     for view in ("all", "window"):
         assert texts(chat.messages(view=view)) == ["Zero", "One", "Two"]
     assert texts(chat.context(search=False).messages) == ["Zero", "One", "Two"]
-
-
-def test_turns_of_many_users_survive_being_let_go_all_the_time(opened):
-    """Users written, read, searched and let go at once: every acknowledged turn is in the window, in order."""
-    memory = opened(embedder="none", tokenizer="approx", pruning={"summarization_threshold": 500})
-    residents = memory._core.parts.residents
-    residents._max_bytes = 1
-    acknowledged = {f"user {n}": [] for n in range(3)}
-    done = threading.Event()
-    errors = []
-
-    def until_done(act):
-        try:
-            while not done.is_set():
-                act()
-        except BaseException as error:
-            errors.append(error)
-
-    def read(user):
-        chat = memory.session("chat", user_id=user)
-        chat.messages(view="window")
-        chat.search("Turn")
-
-    others = [threading.Thread(target=until_done, args=(residents.trim,))]
-    others += [threading.Thread(target=until_done, args=(lambda u=u: read(u),)) for u in acknowledged]
-    for thread in others:
-        thread.start()
-    for n in range(60):
-        for user in acknowledged:
-            acknowledged[user] += memory.session("chat", user_id=user).add(f"Turn {n}")
-    done.set()
-    for thread in others:
-        thread.join(30)
-    assert errors == []
-    for user, turns in acknowledged.items():
-        chat = memory.session("chat", user_id=user)
-        assert [m.id for m in chat.messages(view="window")] == turns
-        chat.search("Turn")
-        agree(memory, chat, sessions=["chat"])

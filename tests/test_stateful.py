@@ -85,7 +85,11 @@ class Chat(RuleBasedStateMachine):
     def replace(self, batch):
         batch = list({m.id: m for m in batch}.values())
         self.chat.replace(batch)
-        assert [m.id for m in self.chat.messages(view="window")] == [m.id for m in batch]
+        given = [m.id for m in batch]
+        window = [m.id for m in self.chat.messages(view="window")]
+        assert window == [i for i in given if i in window]  # what a fold that began at once has left of it
+        summarized = {s for e in self.chat.entries.list(types=[MemoryType.EPISODIC]) for s in e.sources}
+        assert set(given) <= set(window) | summarized
         self.out |= self.turns.keys()
         self.turns |= {m.id: (m.role, m.content) for m in batch}
 

@@ -174,8 +174,8 @@ def _old(previous: str) -> Iterator[str]:
     for line in previous.splitlines():
         match = _SPEAKER.match(line.strip())
         prefix = match[0] if match else ""
-        for piece in _pieces(line.strip()[len(prefix) :]):
-            yield prefix + piece
+        for sentence in _sentences(line.strip()[len(prefix) :]):  # a model's summary may be one paragraph
+            yield prefix + sentence
 
 
 def _new(messages: Sequence[Message]) -> Iterator[str]:

@@ -347,7 +347,7 @@ def _turns_reported(plan: _Plan) -> list[Candidate]:
 
 
 def _summary_reported(parts: Parts, summary: Entry, lines: Sequence[str]) -> Candidate:
-    whole = len(lines) == len(summary.content.splitlines())
+    whole = list(lines) == summary.content.splitlines()
     reason = "covers the turns before the window" if whole else "cut to its share of the budget"
     return Candidate("summary", summary.id, _cost(parts, _block(lines, [])), bool(lines), reason)
 

@@ -63,6 +63,8 @@ def _probe(parts: Parts) -> None:
         return
     with parts.embedding:
         vectors = unit_rows(parts.embedder.embed_documents([_PROBE]), rows=1)
+    assert parts.model_id is not None
+    parts.ledger.model(parts.model_id, dimensions=vectors.shape[1])  # raises if the embedder is another than it says
     _fit_store(parts, dimensions=vectors.shape[1])
     parts.store.upsert([_PROBE], vectors, [_PROBE], [{"partition": _PROBE}])
     parts.store.delete([_PROBE])
@@ -173,6 +175,7 @@ def _embed(parts: Parts, entries: Sequence[Entry]) -> dict[int, Vector]:
     if texts:
         vectors = unit_rows(parts.embedder.embed_documents(list(texts.values())), rows=len(texts))
         parts.tally["embedded"] += len(texts)
+        ledger.model(parts.model_id, dimensions=vectors.shape[1])  # before they mix with those that are known
         known.update(zip(texts, vectors, strict=True))
     failpoint("index.embedded")
     if not entries:

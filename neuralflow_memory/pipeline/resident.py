@@ -65,6 +65,7 @@ class Resident:
         self._ledger = ledger
         self._index: ScopeIndex | None = None
         self._windows: OrderedDict[str, Window] = OrderedDict()
+        self.owner = scope.owner
         self.uses = self.weight = 0  # kept by `Residents`
 
     @property
@@ -164,8 +165,9 @@ class Residents:
         """Look at what *resident* holds now, and make room if all of them hold too much."""
         nbytes = resident.nbytes
         with self._lock:
-            self._total += nbytes - resident.weight
-            resident.weight = nbytes
+            if self._recent.get(resident.owner) is resident:  # one that was let go meanwhile counts no more
+                self._total += nbytes - resident.weight
+                resident.weight = nbytes
         self.trim()
 
     def trim(self) -> None:
