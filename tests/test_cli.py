@@ -200,9 +200,9 @@ def test_stats_speak_no_python(run, jsonl):
     """Nothing is "none" and true is "yes" on screen."""
     run("import", jsonl)
     shown_ = run("stats").stdout
-    assert re.search(r"parked +none\n", shown_)
-    assert re.search(r"last error +none\n", shown_)
-    assert re.search(r"parked count +0\n", shown_)
+    assert re.search(r"parked +none *\n", shown_)
+    assert re.search(r"last error +none *\n", shown_)
+    assert re.search(r"parked count +0 *\n", shown_)
     assert not {"None", "[]", "True", "False"} & set(shown_.split())
 
 
@@ -260,7 +260,7 @@ main()
 """
 
 
-@pytest.mark.parametrize(("mode", "messages", "reached"), [("none", 200_000, 512), ("slow", 2000, 2000)])
+@pytest.mark.parametrize(("mode", "messages", "reached"), [("none", 200_000, 1024), ("slow", 2000, 2000)])
 def test_ctrl_c_ends_an_import_and_says_how_to_go_on(run, tmp_path, mode, messages, reached):
     """While adding as well as while indexing: exit code 130, what is stored, no traceback, and the memory is sound."""
     file = tmp_path / "long.jsonl"
@@ -586,8 +586,8 @@ def test_long_ids_take_one_line_of_the_report():
     """Ten characters of an id are shown; the JSON has all of it."""
     own_id = "0123456789abcdef0123456789abcdef"
     context = Context((), 10, 20, (Candidate("turn", own_id, 10, included=True, reason="recent"),))
-    (line,) = [line for line in shown(render.context_view(context), width=60).splitlines() if "recent " in line]
-    assert "0123456789…" in line
+    (line,) = [line for line in shown(render.context_view(context), width=60).splitlines() if "0123" in line]
+    assert re.search(r"0123456789… +10 +yes +recent", line)
     assert "abc" not in shown(render.context_view(context), width=60)
     assert json.loads(render.as_json(context))["report"][0]["id"] == own_id
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _SHOWN = 3  # hits of a question on screen, beside its evidence
 
 _SIGNALS = (
-    "a score's parts: dense = like in meaning, next = so is the turn after it, lexical = shares words, session = its "
-    "conversation does, length = long enough to tell something, statement = tells rather than asks"
+    "dense = meaning, next = meaning of the turn after it, lexical = words, session = words of its session, "
+    "length = not too short, statement = no question"
 )
 
 

@@ -89,7 +89,7 @@ def import_(
 
 @dataclass(slots=True)
 class Done:
-    """What is stored so far, newly or before; an import that is broken off tells it."""
+    """What is stored for certain, newly or before; the messages in hand when an import is broken off are not counted."""
 
     messages: int = 0
     conversations: set[tuple[str | None, str]] = field(default_factory=set)

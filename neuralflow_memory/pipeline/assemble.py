@@ -92,7 +92,8 @@ def context(
     """The messages for the next call of the model; with *reserve_tokens* never more than *max_tokens*."""
     parts.authorize(principal, "read", scope)
     budget = _budget(parts, max_tokens, reserve_tokens, overflow)
-    with parts.held(scope):
+    resident = parts.resident(scope)
+    with resident.lock:
         window = parts.window(scope)
         entries, summary = list(window.entries), window.summary
     messages = [e.message for e in entries]

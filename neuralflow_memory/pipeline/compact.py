@@ -55,13 +55,15 @@ def compact(
 def summary(parts: Parts, scope: Scope, *, principal: str | None) -> str:
     """The session's running summary, empty while nothing was folded."""
     parts.authorize(principal, "read", scope)
-    with parts.held(scope):
+    resident = parts.resident(scope)
+    with resident.lock:
         found = parts.window(scope).summary
     return found.content if found else ""
 
 
 def _snapshot(parts: Parts, scope: Scope) -> StoredWindow:
-    with parts.held(scope):
+    resident = parts.resident(scope)
+    with resident.lock:
         w = parts.window(scope)
         return StoredWindow(list(w.entries), w.summary, w.session, w.erase_epoch, w.active_at)
 
@@ -165,7 +167,8 @@ def _answer(parts: Parts, messages: Sequence[Message], previous: str, limit: int
 
 
 def _commit(parts: Parts, scope: Scope, before: StoredWindow, folded: Sequence[Entry], summary: Entry) -> bool:
-    with parts.held(scope) as resident:
+    resident = parts.resident(scope)
+    with resident.lock:
         assert scope.session_id is not None
         try:
             record = parts.ledger.fold(scope, folded=folded, before=before, summary=recorded(summary))

@@ -37,7 +37,8 @@ def transcript(
     if last == 0:
         return []
     if view == "window":
-        with parts.held(scope):
+        resident = parts.resident(scope)
+        with resident.lock:
             found = list(parts.window(scope).entries)
         return [own_copy(e.message) for e in (found if last is None else found[-last:])]
     chosen = parts.ledger.select(scope, session_only=True, types=[MemoryType.SHORT_TERM], last=last)
@@ -129,7 +130,8 @@ def update(parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, p
         raise InputError(
             f"update() changes {', '.join(sorted(_CHANGEABLE))}; not {', '.join(sorted(unknown)) or 'nothing'}"
         )
-    with parts.held(scope) as resident:
+    resident = parts.resident(scope)
+    with resident.lock:
         before = get(parts, scope, id, principal=principal)
         new = checked(changes)
         if "content" in new:
@@ -176,7 +178,8 @@ def delete(
         raise InputError("delete takes ids or a filter: pass one of them")
     if filter is not None and parse(filter) is None:
         raise InputError("an empty filter would delete everything; call clear() for that")
-    with parts.held(scope):
+    resident = parts.resident(scope)
+    with resident.lock:
         if ids is None:
             doomed = list(select(parts, scope, principal=principal, within=within, filter=filter, action="delete"))
         else:
@@ -187,7 +190,8 @@ def delete(
 def clear(parts: Parts, scope: Scope, *, principal: str | None) -> int:
     """Delete the session's turns and summaries; the user's knowledge stays."""
     parts.authorize(principal, "delete", scope)
-    with parts.held(scope):
+    resident = parts.resident(scope)
+    with resident.lock:
         return _drop(parts, scope, list(parts.ledger.select(scope, session_only=True)))
 
 
@@ -221,7 +225,8 @@ def set_window(parts: Parts, scope: Scope, messages: Messages, *, principal: str
     parts.authorize(principal, "write", scope)
     now = parts.clock()
     wanted = listed(messages)
-    with parts.held(scope) as resident:
+    resident = parts.resident(scope)
+    with resident.lock:
         current = list(parts.window(scope).entries)
         kept = _matched(parts, scope, wanted, current, now=now)
         try:

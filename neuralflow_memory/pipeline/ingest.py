@@ -31,7 +31,8 @@ def add(
     records = [turn(parts, scope, m, now=now) for m in listed(messages)]
     if not records:
         return []
-    with parts.held(scope) as resident:
+    resident = parts.resident(scope)
+    with resident.lock:
         window = parts.window(scope)
         try:
             done = parts.ledger.append(scope, records, on_conflict=on_conflict, now=microseconds(now))
@@ -101,7 +102,8 @@ def remember(
         **given,
         tokens=parts.counter.count(text),
     )
-    with parts.held(scope) as resident:
+    resident = parts.resident(scope)
+    with resident.lock:
         try:
             done = parts.ledger.append(
                 scope, [recorded(entry)], on_conflict="raise", now=microseconds(now), knowledge=True

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -67,17 +66,15 @@ class Parts:
         return message_tokens(message, self.counter.count)
 
     def resident(self, scope: Scope) -> Resident:
+        """The resident of the scope's owner, to be held by name and used under its lock.
+
+        With its last holder goes its lock, so `with parts.resident(scope).lock` is not enough. And it is the lock's own
+        `with`, not one of a generator, because an interrupt between the two would leave it locked.
+        """
         return self.residents.of(scope)
 
-    @contextmanager
-    def held(self, scope: Scope) -> Iterator[Resident]:
-        """The resident of the scope's owner, locked. It must be held by name: with its last holder goes its lock."""
-        resident = self.residents.of(scope)
-        with resident.lock:
-            yield resident
-
     def window(self, scope: Scope) -> Window:
-        """The session's window; for those who have `held` its resident."""
+        """The session's window; for those who hold its resident's lock."""
         return self.residents.of(scope).window(scope, count=self.count)
 
 

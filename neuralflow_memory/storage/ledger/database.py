@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Literal
 
 from ..._failpoints import failpoint
@@ -68,21 +69,9 @@ class Database:
                 path=str(self.path),
             )
 
-    @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
+    def write(self) -> Write:
         """One transaction: all of it is durable when the block is left, or none of it happened."""
-        with self._lock, translated(self.path):
-            if self._closed.is_set():
-                raise ClosedError("the memory was closed; open it again with open_memory(...)")
-            db = self._writer
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
+        return Write(self)
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -113,6 +102,49 @@ class Database:
                     db.close()
                 self._readers.clear()
             self._writer.close()
+
+
+class Write:
+    """The writer's transaction. A class, because an interrupt must never leave a suspended generator with the lock."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __enter__(self) -> sqlite3.Connection:
+        database, lock = self._database, self._database._lock
+        with translated(database.path):
+            try:
+                lock.acquire()
+                if database._closed.is_set():
+                    raise ClosedError("the memory was closed; open it again with open_memory(...)")
+                database._writer.execute("BEGIN IMMEDIATE")
+            except BaseException:
+                self._give_up()
+                raise
+        return database._writer
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with translated(self._database.path):
+            try:
+                if error is None:
+                    self._database._writer.execute("COMMIT")
+            finally:
+                self._give_up()
+            if isinstance(error, sqlite3.Error | UnicodeEncodeError):
+                raise error  # to be translated
+
+    def _give_up(self) -> None:
+        """Roll back what is open and let go of the lock, whichever of the two there is."""
+        lock = self._database._lock
+        if not lock._is_owned():  # type: ignore[attr-defined]  # interrupted before it was taken
+            return
+        try:
+            if not self._database._closed.is_set() and self._database._writer.in_transaction:
+                self._database._writer.execute("ROLLBACK")
+        finally:
+            lock.release()
 
 
 @contextmanager
