@@ -156,11 +156,11 @@ class Core:
         parts = self.parts
         parts.ledger.retry_parked()
         if parts.store is not None and parts.model_id is not None:
-            known = dict(parts.ledger.models()).get(parts.model_id)
+            known = parts.ledger.known_model(parts.model_id)
             with self._indexing:  # a batch under way would clear marks for what it wrote before the reset
                 parts.ledger.mark_all()
                 if known is not None:
-                    parts.store.reset(model_id=parts.model_id, dimensions=known)
+                    parts.store.reset(model_id=parts.model_id, dimensions=known[1])
         self.flush()
 
     def check(self) -> None:

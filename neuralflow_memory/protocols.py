@@ -136,7 +136,6 @@ class StoredWindow:
     summary: Entry | None
     session: int
     erase_epoch: int
-    active_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +259,10 @@ class Ledger(Protocol):
 
     def retokenize(self, version: str, terms: Callable[[Entry], Record]) -> None:
         """Make the full text anew, with *terms*, if it was made by another version of the rules."""
+        ...
+
+    def known_model(self, name: str) -> tuple[int, int] | None:
+        """Number and dimensions of an embedding model, None while nothing was embedded with it."""
         ...
 
     def model(self, name: str, *, dimensions: int) -> int:

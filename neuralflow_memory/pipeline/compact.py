@@ -65,7 +65,7 @@ def _snapshot(parts: Parts, scope: Scope) -> StoredWindow:
     resident = parts.resident(scope)
     with resident.lock:
         w = parts.window(scope)
-        return StoredWindow(list(w.entries), w.summary, w.session, w.erase_epoch, w.active_at)
+        return StoredWindow(list(w.entries), w.summary, w.session, w.erase_epoch)
 
 
 def _foldable(

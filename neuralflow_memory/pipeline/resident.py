@@ -31,7 +31,6 @@ class Window:
     summary: Entry | None = None
     session: int = 0
     erase_epoch: int = 0
-    active_at: int = 0
     tokens: int = 0
     opening: int = 0
     """Tokens of the host's own instructions at the front, which are never folded."""
@@ -99,7 +98,6 @@ class Resident:
             if stored is not None:
                 window.summary = stored.summary and _counted(stored.summary, count)
                 window.session, window.erase_epoch = stored.session, stored.erase_epoch
-                window.active_at = stored.active_at
                 window.take(_counted(e, count) for e in stored.entries)
             self._windows[scope.session_id] = window
             if len(self._windows) > _WINDOWS:

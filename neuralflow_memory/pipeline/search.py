@@ -66,23 +66,24 @@ def ranked(parts: Parts, scope: Scope, query: str, *, principal: str | None, con
     condition = parse(conditions.filter)
     kinds = checked_types(conditions.types)
     session = _session(parts, scope, conditions.within)
+    model = _model(parts)
     resident = parts.resident(scope)
     with resident.lock:
         fresh = resident.index is None
-        index = resident.load(_model(parts), most_vectors=MOST_IN_RAM)
+        index = resident.load(model, most_vectors=MOST_IN_RAM)
         rows, pending = index.rows, bool(index.pending.any())
     if fresh:
         parts.residents.weigh(resident)
     if not rows:
         return
-    question = _question(parts, scope, query, pending=pending)
+    question = _question(parts, scope, query, model=model, pending=pending)
     near: dict[int, float] | None = None
     if rows > MOST_IN_RAM:
         near = {}
         with _tolerated(parts, "searching by words alone"):
             near = _near(parts, scope, question)
     with resident.lock:
-        index = resident.load(_model(parts), most_vectors=MOST_IN_RAM)
+        index = resident.load(model or _model(parts), most_vectors=MOST_IN_RAM)
         allowed = _allowed(parts, scope, index, conditions, kinds=kinds, session=session)
         counted = index.alive.copy()
         if kinds is None or MemoryType.EPISODIC not in kinds:
@@ -131,12 +132,7 @@ def _session(parts: Parts, scope: Scope, within: Within | None) -> int | None:
 
 def _model(parts: Parts) -> tuple[int, int] | None:
     """Number and dimensions of the embedding model, None until it has embedded something."""
-    if parts.model_id is None:
-        return None
-    for name, dimensions in parts.ledger.models():
-        if name == parts.model_id:
-            return parts.ledger.model(name, dimensions=dimensions), dimensions
-    return None
+    return None if parts.model_id is None else parts.ledger.known_model(parts.model_id)
 
 
 def checked_types(types: Iterable[MemoryType] | None) -> list[MemoryType] | None:
@@ -185,17 +181,19 @@ def _time(value: datetime | str, name: str) -> int:
     return microseconds(utc(value))
 
 
-def _question(parts: Parts, scope: Scope, query: str, *, pending: bool) -> npt.NDArray[np.float32] | None:
+def _question(
+    parts: Parts, scope: Scope, query: str, *, model: tuple[int, int] | None, pending: bool
+) -> npt.NDArray[np.float32] | None:
     """The question's vector, with what the scope has pending embedded first. None, and words alone, if that fails."""
     if parts.embedder is None:
         return None
     if pending:
         with _tolerated(parts, "searching new entries by words alone"):
             embed_now(parts, scope)
+    model = model or _model(parts)  # the first entries embedded make it known
     vector: npt.NDArray[np.float32] | None = None
     with _tolerated(parts, "searching by words alone"):
         given = unit_rows([parts.embedder.embed_query(query)], rows=1)[0]
-        model = _model(parts)
         if model is not None and model[1] != len(given):
             raise EmbeddingError(f"its vectors have {len(given)} numbers, and those of this folder {model[1]}")
         vector = given

@@ -279,10 +279,14 @@ class SqliteLedger:
 
     # -- vectors and the dirty set
 
+    def known_model(self, name: str) -> tuple[int, int] | None:
+        """Number and dimensions of an embedding model, None while nothing was embedded with it."""
+        with self._db.read() as db:
+            return vectors.model(db, name)
+
     def model(self, name: str, *, dimensions: int) -> int:
         """The number of an embedding model; it is made known if it is new."""
-        with self._db.read() as db:
-            found = vectors.model(db, name)
+        found = self.known_model(name)
         if found is None:
             with self._db.write() as db:
                 db.execute("INSERT OR IGNORE INTO models (name, dimensions) VALUES (?, ?)", (name, dimensions))

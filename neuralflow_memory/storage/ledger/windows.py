@@ -22,7 +22,7 @@ def load(db: sqlite3.Connection, head: Head, *, scope: Scope, counter: str) -> S
 
     kept = found("e.session = ? AND e.position IS NOT NULL", head.session)
     summary = found("e.no = ?", head.summary) if head.summary is not None else []
-    return StoredWindow(kept, summary[0] if summary else None, head.session, head.erase_epoch, head.active_at)
+    return StoredWindow(kept, summary[0] if summary else None, head.session, head.erase_epoch)
 
 
 def arrange(db: sqlite3.Connection, head: Head, kept: Sequence[Entry | Record]) -> list[Record]:
