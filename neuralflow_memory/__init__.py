@@ -28,6 +28,7 @@ from .errors import (
     StorageError,
     StorageFull,
     SummarizerError,
+    TaskError,
 )
 from .types import (
     Candidate,
@@ -39,6 +40,7 @@ from .types import (
     Message,
     Scope,
     SessionInfo,
+    Summary,
     ToolCall,
 )
 
@@ -46,8 +48,15 @@ if TYPE_CHECKING:
     from .memory import Memory
     from .session import Session
     from .settings import aopen_memory, open_memory
+    from .task import Task
 
-_LAZY = {"Memory": "memory", "Session": "session", "aopen_memory": "settings", "open_memory": "settings"}
+_LAZY = {
+    "Memory": "memory",
+    "Session": "session",
+    "Task": "task",
+    "aopen_memory": "settings",
+    "open_memory": "settings",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -98,6 +107,9 @@ __all__ = [
     "StorageError",
     "StorageFull",
     "SummarizerError",
+    "Summary",
+    "Task",
+    "TaskError",
     "ToolCall",
     "aopen_memory",
     "open_memory",

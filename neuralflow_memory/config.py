@@ -17,7 +17,9 @@ class Budget(_Section):
 
     total: int = Field(default=8000, gt=0, description="`context`'s default max_tokens")
     conversation: int = Field(default=4000, gt=0, description="verbatim turns")
-    summary: int = Field(default=1000, ge=0, description="the running summary and its wrapper")
+    task: int = Field(default=2000, ge=0, description="tasks and their notes")
+    temporary: int = Field(default=1000, ge=0, description="temporary notes of tasks")
+    summary: int = Field(default=1000, ge=0, description="the running summary with its pins and wrapper")
     hits_share: float = Field(
         default=0.10, ge=0, le=0.9, description="least share kept for search hits; they also get what the parts leave"
     )
@@ -32,16 +34,33 @@ class Pruning(_Section):
         default=4000, gt=0, description="tokens that start a fold; a fold leaves at most half"
     )
     summary_max_tokens: int = Field(
-        default=1000, gt=0, description="the summarizer's output, within 75 % of budget.summary"
+        default=1000, gt=0, description="the summarizer's output, within 75 % of budget.summary; the rest is for pins"
     )
 
 
-class SummarySegments(_Section):
-    """How much the summarizer reads at a time."""
+class Prompt(_Section):
+    """What the summarizer reads at a time, when a window is given up, and how a prompt is laid out."""
 
     max_context_length: int = Field(default=4096, ge=256, description="source tokens per summarizer call")
     context_overlap: int = Field(
-        default=128, ge=0, description="tokens, in whole messages, shared by adjacent segments"
+        default=128,
+        ge=0,
+        description="tokens, in whole messages, shared by adjacent segments and kept after an idle expiry",
+    )
+    expiry_time: float = Field(
+        default=3600.0, gt=0, description="seconds without a write after which the next add folds the window"
+    )
+    hits_placement: Literal["end", "start"] = Field(
+        default="end",
+        description="where search hits and temporary notes stand: before the newest user turn, or with the summary",
+    )
+
+
+class Tasks(_Section):
+    """The working memory of tasks."""
+
+    completed_max_age: float = Field(
+        default=86400.0, ge=0, description="seconds for which a task that is over stays in working memory"
     )
 
 
@@ -52,6 +71,13 @@ class Gemini(_Section):
     project: str | None = Field(default=None, description="Vertex AI project; without one, `api_key` is used")
     location: str = "global"
     api_key: SecretStr | None = None
+    input_price: float | None = Field(
+        default=None, ge=0, description="US dollars per million input tokens; None: what is known of the model"
+    )
+    output_price: float | None = Field(default=None, ge=0, description="the same, of output tokens")
+    spend_cap: float | None = Field(
+        default=None, ge=0, description="US dollars a day (UTC) for summaries; beyond, they are written without a model"
+    )
 
 
 class Embedding(_Section):
@@ -77,7 +103,8 @@ class Settings(_Section):
     user_id: str | None = Field(default=None, description="the user of sessions that name none")
     budget: Budget = Budget()
     pruning: Pruning = Pruning()
-    context: SummarySegments = SummarySegments()
+    context: Prompt = Prompt()
+    tasks: Tasks = Tasks()
     embedder: Embedding = Embedding()
     gemini: Gemini = Gemini()
 
@@ -100,4 +127,4 @@ def explained(error: ValidationError) -> str:
     )
 
 
-__all__ = ["Budget", "Embedding", "Gemini", "Pruning", "Settings", "SummarySegments", "explained"]
+__all__ = ["Budget", "Embedding", "Gemini", "Prompt", "Pruning", "Settings", "Tasks", "explained"]

@@ -8,7 +8,8 @@ NeuralFlowError
 │   ├── FilterError                         a filter expression
 │   ├── QueryError                          a search query or its options
 │   ├── ScopeError                          ids that don't make a scope
-│   └── BudgetError                         the newest user turn does not fit the budget
+│   ├── BudgetError                         the newest user turn does not fit the budget
+│   └── TaskError                           a task was used when it was over, or opened twice
 ├── ConflictError        (ValueError)       an id is already taken by other content
 ├── NotFound             (LookupError)      no such entry in this scope
 ├── AccessDenied         (PermissionError)  the principal may not do this here
@@ -86,6 +87,12 @@ class BudgetError(InputError):
     available: int
 
 
+class TaskError(InputError):
+    """A task was used before it was started or after it was over. Attribute: `name`."""
+
+    name: str
+
+
 class ConflictError(NeuralFlowError, ValueError):
     """An id is already taken by other content. Attribute: `id`."""
 
@@ -144,7 +151,14 @@ class EmbeddingError(NeuralFlowError, RuntimeError):
 
 
 class SummarizerError(NeuralFlowError, RuntimeError):
-    """The summarizer failed or returned nothing usable."""
+    """The summarizer failed or returned nothing usable.
+
+    Attributes, what it took all the same: `input_tokens`, `output_tokens`, `cost` (US dollars).
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
 
 
 class ForkedError(NeuralFlowError, RuntimeError):

@@ -110,8 +110,13 @@ class Memory:
             "summarizer_calls",
             "summarizer_fallbacks",
             "search_without_vectors",
+            "facts_kept",
+            "facts_pinned",
+            "facts_reachable",
+            "facts_lost",
         ):
             found[name] = parts.tally[name]
+        found["spent"] = parts.ledger.spent()
         found["last_error"] = parts.trouble
         if verify:
             found["integrity"] = parts.ledger.verify()

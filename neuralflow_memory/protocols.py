@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from .types import TYPE_NUMBER, Entry, MemoryType, Message, Scope, SessionInfo, microseconds
+from .types import TYPE_NUMBER, Entry, MemoryType, Message, Scope, SessionInfo, Summary, microseconds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,13 +56,23 @@ class Summarizer(Protocol):
 
     name: str
 
-    def summarize(self, messages: Sequence[Message], *, previous: str, max_tokens: int) -> str:
+    def summarize(self, messages: Sequence[Message], *, previous: str, max_tokens: int) -> str | Summary:
         """Return a summary of *previous* (the summary so far, may be empty) and of *messages*, which followed it.
+
+        Messages may be summaries of parts themselves: of role "system", with metadata `{"kind": "segment"}`.
 
         At most *max_tokens* long, in the language of the chat. Raises `SummarizerError` rather than return
         something empty or cut off. Called in the background, off the storage workers.
         """
         ...
+
+
+class Floor(Protocol):
+    """The summarizer that needs no model, never fails, and never exceeds *max_tokens*."""
+
+    name: str
+
+    def summarize(self, messages: Sequence[Message], *, previous: str, max_tokens: int) -> str: ...
 
 
 @runtime_checkable
@@ -136,6 +146,12 @@ class StoredWindow:
     summary: Entry | None
     session: int
     erase_epoch: int
+    tasks: list[Entry] = field(default_factory=list)
+    _: KW_ONLY
+    unsummed: bool = False
+    """There are segments and no summary of them: it was made from something that has changed, and is to be made anew."""
+    model: str | None = None
+    """The model that the session's prompts went to, as the host reported it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +223,56 @@ class Ledger(Protocol):
         """
         ...
 
-    def fold(self, scope: Scope, *, folded: Sequence[Entry], before: StoredWindow, summary: Record) -> Record | None:
-        """Take *folded* out of the window and make *summary* the session's summary, in one transaction.
+    def fold(
+        self,
+        scope: Scope,
+        *,
+        folded: Sequence[Entry],
+        before: StoredWindow,
+        segments: Sequence[Record],
+        summary: Record,
+        read: Sequence[Entry] = (),
+    ) -> list[Record] | None:
+        """Take *folded* out of the window, store *segments* and make *summary* the session's summary, in one transaction.
 
-        None, and nothing is done, when the summary is stale: an entry changed, left the window or was deleted, another
-        fold came first, the subject was erased.
+        *read*: segments of before that the summary was made from, beside *before*'s. Segments and summary are new, or new versions of those that were read. They come back as stored, the summary last.
+        None, and nothing is done, when they are stale: an entry changed, left the window or was deleted, another fold
+        came first, the subject was erased.
         """
+        ...
+
+    def segments(self, scope: Scope, *, last: int | None = None) -> list[Entry]:
+        """The segments of a session's summary, or those made last, in the order of the turns that they cover."""
+        ...
+
+    def pin(self, scope: Scope, pinned: Sequence[Entry], *, to: bool) -> None:
+        """Mark turns as pinned, and put those that had left the window back into it; or take the mark away."""
+        ...
+
+    def work(
+        self, scope: Scope, *, tasks: Sequence[Record], over: Sequence[Entry], outcome: Record | None, now: int
+    ) -> tuple[list[Record], int]:
+        """Write tasks (new, or new versions of those that were read), delete *over* and append *outcome*, all or none.
+
+        What was written, the outcome last, and the number of the session. Raises `ConflictError` when a task has changed
+        since it was read, `NotFound` when it is gone.
+        """
+        ...
+
+    def spend(self, session: int, *, day: int, summary: Summary) -> None:
+        """Count a call of the summarizer, and what it took, for a session and a day (since 1970, UTC)."""
+        ...
+
+    def spent(self, *, day: int | None = None, session: int | None = None) -> dict[str, float]:
+        """Sums of calls, input_tokens, output_tokens and cost: of all, of a day, of a session."""
+        ...
+
+    def calibrate(self, scope: Scope, *, model: str, ratio: float) -> tuple[int, float, float]:
+        """Take in that *model* was charged *ratio* times our tokens for this session; count, mean, squared deviations."""
+        ...
+
+    def calibration(self, model: str) -> tuple[int, float, float] | None:
+        """Count, mean and squared deviations of what was taken in for *model*; None when nothing was."""
         ...
 
     def by_keys(self, scope: Scope, keys: Sequence[str]) -> dict[str, Entry]:
@@ -382,6 +442,7 @@ __all__ = [
     "Embedder",
     "EntryStore",
     "Feature",
+    "Floor",
     "Ledger",
     "OnConflict",
     "Record",

@@ -13,6 +13,7 @@ from .pipeline.ingest import Messages
 from .pipeline.parts import Parts
 from .pipeline.search import Conditions, Within
 from .protocols import OnConflict
+from .task import Task
 from .types import CompactionReport, Context, Entry, Hit, MemoryType, Message, Scope
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class Session:
         overflow: Literal["raise", "truncate"] = "raise",
         pending_calls: bool = False,
     ) -> Context:
-        """The messages for the next call of the model: summary, what search finds, recent turns.
+        """The messages for the next call of the model: tasks, summary, recent turns, what search finds.
 
         Args:
             query: What to search for; it is not among the messages. None means the newest user turn.
@@ -176,7 +177,8 @@ class Session:
             pending_calls: Include a tool call at the very end whose results the caller is about to add.
 
         Returns:
-            Messages that together with *reserve_tokens* never exceed *max_tokens*, and a report on every candidate.
+            Messages that together with *reserve_tokens* never exceed *max_tokens*, and a report on every candidate; print
+            it, or show it in a notebook.
 
         Raises:
             BudgetError: The newest user turn does not fit, with the numbers.
@@ -201,8 +203,44 @@ class Session:
         return compact.compact(self._parts, self.scope, principal=self.principal, max_tokens=max_tokens)
 
     def summary(self) -> str:
-        """The running summary of what was folded; empty while nothing was."""
+        """The running summary of what was folded, with what is pinned beside it; empty while nothing was."""
         return compact.summary(self._parts, self.scope, principal=self.principal)
+
+    def pin(self, id: str) -> None:
+        """Keep a turn of this session in the window, whatever is folded, and in every prompt that has room for it.
+
+        With it stay its tool call's messages and the user turn before it, without which no provider takes it. One that
+        was folded comes back.
+        """
+        edit.pin(self._parts, self.scope, id, principal=self.principal, to=True)
+
+    def unpin(self, id: str) -> None:
+        """Undo `pin`: the next fold takes the turn as any other."""
+        edit.pin(self._parts, self.scope, id, principal=self.principal, to=False)
+
+    def report_usage(self, model: str, tokens: int) -> float:
+        """Say how many tokens *model* was charged for the prompt that `context` built last, to keep its budgets exact.
+
+        Models count otherwise than the configured tokenizer does. From what is reported of a model a safety margin is
+        learned, and from then on `context` of the sessions that use it divides `max_tokens` by it. What the caller added
+        to the prompt counts as *reserve_tokens* of that call, so reserve it.
+
+        Args:
+            model: The model's name.
+            tokens: Input tokens, as the provider counted them.
+
+        Returns:
+            The margin of *model* now, 1.0 or more. Without a prompt built since the memory was opened nothing is learned.
+        """
+        return assemble.report_usage(self._parts, self.scope, model, tokens, principal=self.principal)
+
+    def task(self, name: str) -> Task:
+        """The working memory of a task: `with session.task("book flight") as task: ...`. No I/O until it is started.
+
+        Args:
+            name: What the task is called, up to 200 characters; starting it resumes the open task of this name.
+        """
+        return Task(self, name)
 
     aadd = offload(add)
     amessages = offload(messages)
@@ -213,6 +251,9 @@ class Session:
     acontext = offload(context)
     acompact = offload(compact)
     asummary = offload(summary)
+    apin = offload(pin)
+    aunpin = offload(unpin)
+    areport_usage = offload(report_usage)
 
 
 class Entries:

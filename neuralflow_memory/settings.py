@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 from .config import Embedding, Settings
@@ -20,6 +21,7 @@ from .core import Core
 from .errors import ConfigError, FolderError, MissingDependency, ModelMismatch, StorageError
 from .memory import Memory
 from .models.extractive import ExtractiveSummarizer
+from .models.prompted import as_summarizer
 from .models.tokens import token_counter
 from .pipeline.parts import Parts, recorded
 from .pipeline.resident import Residents
@@ -56,7 +58,7 @@ def open_memory(
     *,
     user_id: str | None = None,
     embedder: Embedder | Embedding | Mapping[str, Any] | str | None = None,
-    summarizer: Summarizer | None = None,
+    summarizer: Any = None,
     token_counter: TokenCounter | None = None,
     policy: AccessPolicy | None = None,
     clock: Clock | None = None,
@@ -69,7 +71,9 @@ def open_memory(
             away on close; None for what `NEURALFLOW_PATH` says, else `./memory`.
         user_id: The user of sessions that name none.
         embedder: An `Embedder` (any LangChain `Embeddings` fits), a sentence-transformers model's name, "none", or options.
-        summarizer: Writes the running summaries; by default Gemini where it is configured, else sentences are picked.
+        summarizer: Writes the running summaries: a `Summarizer`, a LangChain or LlamaIndex model, or a function from prompt
+            to text; "gemini", also for the project that `aiplatform.init` was given; "extractive" for picked sentences. By
+            default Gemini where it is configured, else sentences are picked.
         token_counter: Counts tokens; by default tiktoken with the encoding that `tokenizer` names.
         policy: Says who may do what; by default everyone their own.
         clock: Returns the current time, aware.
@@ -127,7 +131,6 @@ def _check_parts(parts: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for a part that lacks what is called on it, now rather than in the background."""
     kinds = {
         "embedder": Embedder,
-        "summarizer": Summarizer,
         "token_counter": TokenCounter,
         "policy": AccessPolicy,
     }
@@ -136,6 +139,9 @@ def _check_parts(parts: Mapping[str, Any]) -> None:
         if part is not None and (isinstance(part, type) or not isinstance(part, kind)):
             members = ", ".join(sorted(m for m in (*vars(kind), *kind.__annotations__) if not m.startswith("_")))
             raise ConfigError(f"{name}= takes an object with {members}, not {part!r:.80}")
+    summarizer = parts.get("summarizer")
+    if summarizer is not None and summarizer not in ("gemini", "extractive"):
+        as_summarizer(summarizer)
     clock = parts.get("clock")
     if clock is not None:
         now = clock() if callable(clock) else None
@@ -162,12 +168,17 @@ def _same(opened: _Opened, settings: Settings, parts: Mapping[str, Any]) -> None
     different = [
         n for n, value in asked.items() if (laid_over(value, then[n]) if isinstance(value, dict) else value) != then[n]
     ]
-    different += [n for n in _PARTS if parts.get(n) is not None and parts[n] is not opened.parts.get(n)]
+    different += [n for n in _PARTS if parts.get(n) is not None and not _is_same(parts[n], opened.parts.get(n))]
     if different:
         raise ConfigError(
             f"{settings.path} is open in this process with other options ({', '.join(different)} differ); "
             "use the same ones, or close it first"
         )
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two parts are one; names and methods are made anew each time they are read."""
+    return one is other or (isinstance(one, str | MethodType) and type(one) is type(other) and bool(one == other))
 
 
 def _close_handle(core: Core) -> None:
@@ -201,6 +212,13 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
                 ledger.mark_all()  # the index was lost, or is another model's: it is filled from the ledger
         ledger.retokenize(_lexical_version(), recorded)
         floor = ExtractiveSummarizer(counter)
+        summarizer = _summarizer(given["summarizer"], settings)
+        if settings.gemini.spend_cap is not None and not getattr(summarizer, "priced", True):
+            raise ConfigError(
+                f"gemini.spend_cap can't be kept, because what {summarizer and summarizer.name} costs is not known: for Gemini "
+                "set gemini.input_price and gemini.output_price, in US dollars per million tokens; for another model pass "
+                "a summarizer whose answers are a Summary with their cost, or leave the cap out"
+            )
         parts = Parts(
             settings=settings,
             ledger=ledger,
@@ -208,7 +226,7 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
             embedder=embedder,
             model_id=model_id,
             counter=counter,
-            summarizer=given["summarizer"] or _gemini(settings) or floor,
+            summarizer=summarizer or floor,
             floor=floor,
             policy=given["policy"] or AllowOwn(),
             clock=given["clock"] or _utc_now,
@@ -288,14 +306,24 @@ def _check_model(ledger: Ledger, model_id: str, *, on_change: str) -> None:
     )
 
 
-def _gemini(settings: Settings) -> Summarizer | None:
+def _summarizer(given: Any, settings: Settings) -> Summarizer | None:
+    """The model that writes summaries, None for the floor."""
     options = settings.gemini
-    if options.project is None and options.api_key is None:
+    if given == "extractive" or (given is None and options.project is None and options.api_key is None):
         return None
+    if given is not None and given != "gemini":
+        return as_summarizer(given)
     from .models.gemini import GeminiSummarizer
 
     key = options.api_key.get_secret_value() if options.api_key is not None and options.project is None else None
-    return GeminiSummarizer(model=options.model, project=options.project, location=options.location, api_key=key)
+    return GeminiSummarizer(
+        model=options.model,
+        project=options.project,
+        location=options.location if "location" in options.model_fields_set else None,
+        api_key=key,
+        input_price=options.input_price,
+        output_price=options.output_price,
+    )
 
 
 def _lexical_version() -> str:

@@ -217,6 +217,8 @@ class Entry:
     """Order within the window; None once folded or replaced."""
     number: int = 0
     """The ledger's own number of the entry, unique in its folder."""
+    pinned: bool = False
+    """Stays in the window, whatever is folded."""
 
     @property
     def message(self) -> Message:
@@ -229,7 +231,7 @@ class Entry:
             tool_calls=self.tool_calls,
             tool_call_id=self.tool_call_id,
             created_at=self.created_at,
-            metadata=self.metadata,
+            metadata=self.metadata or {},  # an empty one is the caller's own
             payload=self.payload,
         )
 
@@ -260,7 +262,7 @@ class Hit:
 class Candidate:
     """One line of a context report: what was considered for the prompt, and what became of it."""
 
-    part: Literal["system", "summary", "turn", "hit"]
+    part: Literal["system", "task", "note", "summary", "turn", "hit"]
     id: str
     tokens: int
     included: bool
@@ -276,9 +278,12 @@ class Context:
     Attributes:
         messages: At most `budget` tokens by the configured counter, in order.
         tokens: What they cost, everything counted.
-        budget: `max_tokens` less `reserve_tokens`.
-        report: Every candidate: in or out, and why.
+        budget: `max_tokens` divided by `margin`, less `reserve_tokens`.
+        report: Every candidate: in or out, and why. `print(context)` shows it as a table, a notebook as HTML.
         estimated: True when the counter is an approximation of the tokenizer that was asked for.
+        margin: By how much the tokens that `report_usage` told exceed ours, at most; 1.0 while nothing was told.
+        cacheable: Tokens at the front with which the next prompt of this session will begin, byte for byte, unless a fold
+            or a change of the task comes between: what a provider's prompt cache can reuse.
     """
 
     messages: tuple[Message, ...]
@@ -286,17 +291,47 @@ class Context:
     budget: int
     report: tuple[Candidate, ...]
     estimated: bool = False
+    margin: float = 1.0
+    cacheable: int = 0
+
+    def __str__(self) -> str:
+        from ._report import as_text
+
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        from ._report import as_html
+
+        return as_html(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a summarizer wrote, and what it took: tokens as the service counts them, thoughts as output; US dollars."""
+
+    text: str
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class CompactionReport:
     """What a call of `compact` did.
 
+    The facts of the folded turns (numbers, dates, names, negations, open questions, commitments) are counted by what
+    became of them, each in the first of these that holds.
+
     Attributes:
         needed: Whether the window was over its limits.
         before: Tokens of the window before; `after`: after, the summary not counted.
         folded: Ids of the turns that left the window (they stay in the transcript and in search).
-        covered: Ids that the summary covers now, those of earlier folds included.
+        covered: How many turns the summary covers now, those of earlier folds included.
+        kept: Facts that stand in the summary.
+        pinned: Facts whose sentence is kept word for word beside it.
+        reachable: Facts that a search for the rest of their sentence brings back.
+        lost: Facts that neither holds; their turns are still in the transcript.
+        by: Who wrote the summary: the summarizer's name, or "extractive" where it failed.
     """
 
     needed: bool
@@ -304,11 +339,19 @@ class CompactionReport:
     after: int
     folded: tuple[str, ...] = ()
     covered: int = 0
+    kept: int = 0
+    pinned: int = 0
+    reachable: int = 0
+    lost: int = 0
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """A session as `Memory.sessions` lists it."""
+    """A session as `Memory.sessions` lists it.
+
+    `model_tokens`, `cost`: what its summaries took, input and output tokens together, and US dollars.
+    """
 
     session_id: str
     user_id: str | None
@@ -316,6 +359,8 @@ class SessionInfo:
     messages: int
     created_at: datetime
     active_at: datetime
+    model_tokens: int = 0
+    cost: float = 0.0
 
 
 __all__ = [
@@ -333,6 +378,7 @@ __all__ = [
     "Role",
     "Scope",
     "SessionInfo",
+    "Summary",
     "ToolCall",
     "microseconds",
     "moment",

@@ -1,13 +1,19 @@
 """Fixtures that more than one file of tests uses, and the embedders that misbehave on purpose."""
 
 import functools
+import os
 import threading
 import time
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from neuralflow_memory import open_memory
 from neuralflow_memory.testing import HashingEmbedder
+
+settings.register_profile("default", max_examples=100, deadline=None)
+settings.register_profile("nightly", max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 SMALL = {"max_context_items": 2, "summarization_threshold": 4}
 """Folds after four items, so that short tests cross a fold."""

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import crash_child
 import pytest
 
+from neuralflow_memory import Message
 from neuralflow_memory._failpoints import FAILPOINTS
+from neuralflow_memory.testing import ManualClock
 
 RANDOM_KILLS = 200
 FOLDERS = 8  # each is killed many times in a row
@@ -34,7 +37,7 @@ class Server:
     def line(self):
         return self.process.stdout.readline().strip()
 
-    def kill(self, folder, seed, **when):
+    def kill(self, folder, seed=0, **when):
         """Run a child until it is killed (see crash_child); anything but SIGKILL is what went wrong."""
         self.process.stdin.write(json.dumps({"folder": str(folder), "seed": seed, **when}) + "\n")
         number, said = json.loads(self.line())
@@ -107,7 +110,7 @@ def test_a_kill_at_every_failpoint_loses_nothing_acknowledged(servers, tmp_path,
 
 
 def test_kills_at_random_instants_lose_nothing_acknowledged(servers, tmp_path, capsys):
-    """200 kills, many in a row on one folder, while it opens, indexes, folds, adds, updates and deletes."""
+    """200 kills, many in a row on one folder, while it opens, indexes, folds, adds, updates, deletes and pins."""
     rng = random.Random(20261120)
 
     def job(n):
@@ -128,6 +131,50 @@ def test_kills_at_random_instants_lose_nothing_acknowledged(servers, tmp_path, c
         deleted = total - sum(len(k.live) for k in known)
         print(f"\n  random: {RANDOM_KILLS} kills, {total} turns acknowledged, {deleted} deleted, 0 lost, 0 came back")
     assert total > RANDOM_KILLS
+
+
+def left_by_an_act(folder, act, expected):
+    """Open what a kill during *act* left: as *expected*, and the work goes on with the next turn."""
+    assert crash_child.state(folder) == expected
+    clock = ManualClock(datetime(2026, 1, 1, 12, tzinfo=UTC))
+    with crash_child.scene(folder, clock) as memory:
+        assert crash_child.state(folder) == expected
+        chat = memory.session("chat", user_id="ada")
+        turns = chat.entries.list(types=["short_term"], within="session")
+        known = crash_child.Truth(
+            live={e.id: e.content for e in turns},
+            gone=[f"Word{own} " for own in ("t1", "t7", "t13") if own not in {e.id for e in turns}],
+            pinned={e.id for e in turns if e.pinned},
+            returned={"t1"} if "pin" in act else set(),
+        )
+        if "Redacted" in known.live.values():
+            known.gone.append("Wordt1")
+        assert known.pinned <= known.returned
+        assert [e.id for e in turns if e.position is not None] == [m.id for m in chat.messages(view="window")]
+        crash_child.check_window(chat, known)
+        memory.flush()
+        assert crash_child.state(folder) == expected  # reading changes nothing
+        chat.add(Message("user", "Wordu9 of nothing", id="u9"))
+        known.live["u9"] = "Wordu9 of nothing"
+        memory.flush()
+        crash_child.check_window(chat, known)
+        crash_child.check_work_done(chat)
+        assert memory.stats()["last_error"] is None
+
+
+@pytest.mark.parametrize("act", crash_child.ACTS)
+def test_a_kill_leaves_the_old_window_or_the_new_one(servers, tmp_path, act):
+    """At whatever place: what is committed is exactly what an undisturbed run had committed there, and is resumed."""
+    whole = tmp_path / "whole"
+    assert servers[0].kill(whole, act=act) == 0
+    states = json.loads(Path(f"{whole}.states").read_text())
+    assert len({json.dumps(s) for _, s in states}) > 1
+    assert {name.partition(".")[0] for name, _ in states} & {"fold", "change"}
+    folders = [tmp_path / str(at) for at in range(1, len(states) - 1)]
+    jobs = [lambda server, f=f: server.kill(f, act=act, at=int(f.name)) for f in folders]
+    assert in_parallel(servers, jobs) == [signal.SIGKILL] * len(jobs)
+    for folder in folders:
+        left_by_an_act(folder, act, states[int(folder.name)][1])
 
 
 def test_the_check_itself_sees_a_loss(tmp_path):

@@ -13,7 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from pydantic import BaseModel
 
-from neuralflow_memory import Memory, Session, Settings, errors
+from neuralflow_memory import Memory, Session, Settings, Task, errors
+from neuralflow_memory.models import gemini
 from neuralflow_memory.rules import filters, ranking
 from neuralflow_memory.session import Entries
 
@@ -27,6 +28,8 @@ _FENCE = re.compile(
     r"^(?P<mark><!-- not run: [^\n]+ -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 
+_PRINTED = re.compile(r"\n\n<!-- printed -->\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
 
 def name(page):
     return page.name
@@ -38,6 +41,18 @@ def snippets(page, language):
     for found in _FENCE.finditer(text):
         if found["language"] == language and not found["mark"]:
             yield text.count("\n", 0, found.start("code")), found["code"]
+
+
+def printed(page):
+    """What the page says that snippets print, by the line of their code: a block marked so right below each."""
+    text = page.read_text()
+    found = [(block.start("code"), _PRINTED.match(text, block.end())) for block in _FENCE.finditer(text)]
+    return {text.count("\n", 0, start): below[1] for start, below in found if below}
+
+
+def alike(said):
+    """What was printed, without ids that are new in each run, and scores, whose last digit depends on the machine."""
+    return re.sub(r"(?<!\d)0?\.\d\d", "#", re.sub(r"\b(task|summary)-\w+…", r"\1-#", said)).rstrip()
 
 
 def tables(page, first):
@@ -70,11 +85,16 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text()], ids=name)
-def test_every_python_snippet_runs(page, elsewhere, monkeypatch):
-    """Each page works from top to bottom, as somebody would type it in, and nothing falls back on the way."""
+def test_every_python_snippet_runs(page, elsewhere, monkeypatch, capsys):
+    """Each page works from top to bottom, as somebody would type it in, and nothing falls back on the way.
+
+    What a page shows as printed is what its snippet prints.
+    """
     if page.name not in MEANING:
         monkeypatch.setenv("NEURALFLOW_EMBEDDER__MODEL", "none")
     names = {"__name__": "__main__"}
+    shown = printed(page)
+    assert len(shown) == page.read_text().count("<!-- printed -->")
     try:
         import langchain_classic  # noqa: F401  # turns its deprecations on when it is first imported
 
@@ -84,6 +104,8 @@ def test_every_python_snippet_runs(page, elsewhere, monkeypatch):
             warnings.filterwarnings("error", category=RuntimeWarning)
             for line, code in snippets(page, "python"):
                 exec(compile("\n" * line + code, page, "exec"), names)
+                said = capsys.readouterr().out
+                assert line not in shown or alike(said) == alike(shown[line])
     finally:
         for value in names.values():
             if isinstance(value, Memory):
@@ -188,6 +210,38 @@ def test_the_signals_table_is_the_rankings():
     assert found == dataclasses.asdict(ranking.Weights())
 
 
+def test_the_table_of_caps_is_the_budgets():
+    """Each cap stands in working_memory.md, whole and scaled down, and so do the marks between which a window moves."""
+    page = ROOT / "docs/working_memory.md"
+    rows = [row for row in tables(page, "part") if "budget." in row[0]]
+    budget = Settings().budget
+    for part, whole, quarter in rows:
+        option = unquoted(part)[0].removeprefix("budget.")
+        cap = getattr(budget, option) * (budget.total if option == "hits_share" else 1)
+        assert [number(whole), number(quarter)] == [cap, cap / 4], part
+    assert len(rows) == len(type(budget).model_fields) - 1
+    limits = re.findall(r"`pruning\.(\w+)` \(([\d,]+)\)", page.read_text())
+    pruning = Settings().pruning.model_dump() | {"half": Settings().pruning.max_context_tokens // 2}
+    found = {(name, number(value)) for name, value in limits}
+    assert found == {
+        ("summarization_threshold", pruning["summarization_threshold"]),
+        ("max_context_tokens", pruning["max_context_tokens"]),
+        ("max_context_items", pruning["max_context_items"]),
+        ("max_context_tokens", pruning["half"]),
+    }
+
+
+def number(cell):
+    return int(re.search(r"\d[\d,]*", cell)[0].replace(",", ""))
+
+
+def test_the_table_of_prices_is_the_summarizers():
+    """Each model whose price is known stands there with it."""
+    rows = tables(ROOT / "docs/working_memory.md", "model")
+    found = {model: (float(row[1]), float(row[2])) for row in rows for model in unquoted(row[0])}
+    assert found == gemini._PRICES
+
+
 def test_every_filter_operator_and_field_is_explained():
     """search.md names what the filter language has, and no operator that it has not."""
     rows = tables(ROOT / "docs/search.md", "operator")
@@ -199,10 +253,10 @@ def test_every_filter_operator_and_field_is_explained():
 
 def test_every_operation_has_the_twin_that_the_docs_promise():
     """ "Every operation has a twin whose name begins with a": same arguments, and a coroutine."""
-    without = {"session", "path", "settings"}  # no I/O
-    for owner in (Memory, Session, Entries):
+    without = {"session", "path", "settings", "task"}  # no I/O
+    for owner in (Memory, Session, Entries, Task):
         public = {n for n, value in vars(owner).items() if not n.startswith("_") and callable(value)}
-        plain = {n for n in public if f"a{n}" in public}
+        plain = {n for n in vars(owner) if f"a{n}" in public}  # a property that reads from the folder has one, too
         twins = {f"a{n}" for n in plain}
         assert public - plain - twins <= without, owner
         assert all(asyncio.iscoroutinefunction(getattr(owner, twin)) for twin in twins)

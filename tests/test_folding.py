@@ -6,20 +6,40 @@ import pytest
 from conftest import SMALL, found, in_threads, index_keys, live_keys, texts, wait_until
 
 from neuralflow_memory import Message, SummarizerError
-from neuralflow_memory.pipeline import compact as folding
+from neuralflow_memory.pipeline import summarize
+
+APART = {"context_overlap": 0}
+"""Segments that share no turn, so that each turn is known to one of them only."""
 
 
 class Scripted:
-    """A summarizer that does as it is told, and keeps what it was given."""
+    """A summarizer that does as it is told, and keeps what it was given: turns, or segments of them."""
 
     name = "scripted"
 
     def __init__(self, act):
-        self.act, self.given = act, []
+        self.act, self.given, self.worked_in = act, [], []
 
     def summarize(self, messages, *, previous, max_tokens):
-        self.given.append((texts(messages), previous))
+        kept = self.worked_in if messages[0].metadata.get("kind") == "segment" else self.given
+        kept.append((texts(messages), previous))
         return self.act(messages)
+
+
+def said(chat):
+    """The summary without what is pinned beside it."""
+    return chat.summary().partition("\nWord for word:\n")[0]
+
+
+def pinned(chat):
+    """What is pinned beside the summary."""
+    return chat.summary().partition("\nWord for word:\n")[2].splitlines()
+
+
+def summaries(chat, *, kind):
+    """The session's segments in order, or its summary."""
+    found = chat.entries.list(within="session", types=["episodic"], filter={"metadata.kind": kind})
+    return sorted(found, key=lambda e: e.metadata.get("first", 0))
 
 
 def folded(chat, *, turns=10):
@@ -37,10 +57,17 @@ def test_folding_happens_by_itself_and_loses_nothing(opened):
     assert texts(chat.messages()) == [f"Turn {n} about {'sailing' if n % 2 else 'tomatoes'}" for n in range(10)]
     window = texts(chat.messages(view="window"))
     assert 1 <= len(window) < 4
-    assert chat.summary() == "They spoke of sailing."
     seen = list(dict.fromkeys(t for given, _ in summarizer.given for t in given))
     assert seen + window == texts(chat.messages())
-    assert summarizer.given[-1][1] == "They spoke of sailing."
+    assert {previous for _, previous in summarizer.given} == {""}
+    assert said(chat) == "They spoke of sailing."
+    assert pinned(chat) == [f"user: {t}" for t in seen]  # each has a number that the summary misses
+    segments = summaries(chat, kind="segment")
+    assert [s.content for s in segments] == ["They spoke of sailing."] * len(summarizer.given)
+    turns = {m.id: m.content for m in chat.messages()}
+    assert list(dict.fromkeys(turns[i] for s in segments for i in s.sources)) == seen
+    (summary,) = summaries(chat, kind="summary")
+    assert (list(summary.sources), summary.metadata["covered"]) == ([s.id for s in segments], len(seen))
     assert "Turn 0 about tomatoes" in found(chat.search("Turn 0 tomatoes", k=20))
     context = chat.context(max_tokens=600)
     assert "They spoke of sailing." in context.messages[0].content
@@ -74,28 +101,37 @@ def raises(error):
 )
 def test_a_summarizer_that_fails_means_a_plainer_summary(opened, monkeypatch, act):
     """Never a lost turn, never a failed chat: sentences are picked instead, and stats() say why."""
-    monkeypatch.setattr(folding, "PATIENCE", 0.05)
+    monkeypatch.setattr(summarize, "PATIENCE", 0.05)
     memory = opened(pruning=SMALL, summarizer=Scripted(act))
     chat = memory.session("chat")
     folded(chat)
     assert len(chat.messages()) == 10
     assert len(chat.messages(view="window")) < 4
-    assert "Turn" in chat.summary()
+    assert "Turn" in said(chat)
+    segments = summaries(chat, kind="segment")
+    assert {(s.metadata["by"], s.metadata["plain"]) for s in segments} == {("extractive", True)}
+    assert summaries(chat, kind="summary")[0].metadata["plain"]
+    covered = [i for s in segments for i in s.sources]
+    assert list(dict.fromkeys(covered)) + [m.id for m in chat.messages(view="window")] == [
+        m.id for m in chat.messages()
+    ]
     stats = memory.stats()
     assert stats["summarizer_fallbacks"] >= 1
     assert "scripted" in stats["last_error"]
 
 
 @pytest.mark.parametrize("edit", ["delete", "update", "conflict", "replace"])
-def test_a_change_takes_back_only_the_summaries_that_knew_of_it(opened, edit):
-    """The summary before them is the session's again, and what it does not cover is verbatim again."""
+def test_a_change_takes_back_only_the_segments_that_knew_of_it(opened, edit):
+    """The others stay, the summary is made anew from them, and what none of them covers is verbatim again."""
     calls = iter(range(1, 9))
-    memory = opened(pruning=SMALL, summarizer=Scripted(lambda _: f"Summary {next(calls)}"))
+    memory = opened(pruning=SMALL, context=APART, summarizer=Scripted(lambda _: f"Part {next(calls)}"))
     chat = memory.session("chat")
     for ids in (["t0", "t1", "t2", "t3"], ["t4", "t5"]):
         chat.add([Message("user", f"Turn {i}", id=i) for i in ids])
         memory.flush()
-    assert (chat.summary(), texts(chat.messages(view="window"))) == ("Summary 2", ["Turn t4", "Turn t5"])
+    assert (said(chat), texts(chat.messages(view="window"))) == ("Part 1\nPart 2", ["Turn t4", "Turn t5"])
+    assert [s.sources for s in summaries(chat, kind="segment")] == [("t0", "t1"), ("t2", "t3")]
+    stays = summaries(chat, kind="segment")[edit in ("update", "conflict")]
     if edit == "delete":
         chat.entries.delete("t3")
         window = ["Turn t2", "Turn t4", "Turn t5"]
@@ -107,12 +143,18 @@ def test_a_change_takes_back_only_the_summaries_that_knew_of_it(opened, edit):
             chat.entries.update("t0", content="Changed")
         else:
             chat.add(Message("user", "Changed", id="t0"), on_conflict="replace")
-        memory.flush()
         window = ["Turn t4", "Turn t5"]
+    memory.flush()
     assert texts(chat.messages(view="window")) == window
-    first = edit in ("delete", "replace")
-    assert chat.summary() == ("Summary 1" if first else "Summary 3")
-    assert [e.content for e in chat.entries.list(types=["episodic"])] == [chat.summary()]
+    assert said(chat) == ("Part 1" if edit in ("delete", "replace") else "Part 3\nPart 2")
+    segments = summaries(chat, kind="segment")
+    assert stays in segments
+    assert [s.content for s in segments] == said(chat).splitlines()
+    assert [s.sources for s in segments] == [("t0", "t1"), ("t2", "t3")][: len(segments)]
+    (summary,) = summaries(chat, kind="summary")
+    assert ({*summary.sources}, summary.metadata["covered"]) == ({s.id for s in segments}, 2 * len(segments))
+    everything = str([(e.content, e.metadata) for e in chat.entries.list()])
+    assert ("Turn t0" if edit in ("update", "conflict") else "Turn t3") not in everything
     chat.add("Next")
     assert texts(chat.messages(view="window")) == [*window, "Next"]
     memory.flush()
@@ -130,6 +172,18 @@ def test_changing_a_tag_of_a_folded_turn_leaves_the_summary(opened):
     memory.flush()
     assert (chat.summary(), chat.messages(view="window")) == before
     assert memory.stats()["folds"] == 1
+
+
+def test_a_turn_replaced_in_the_batch_that_fills_the_window_holds_up_no_fold(opened):
+    """The limits are looked at after all of the batch, not at the next add."""
+    memory = opened(pruning=SMALL)
+    chat = memory.session("chat", user_id="ada")
+    chat.add([Message("user", f"Turn {n}", id=f"t{n}") for n in range(3)])
+    batch = [Message("user", "I sail instead", id="t0"), *(Message("user", f"Turn {n}", id=f"t{n}") for n in (3, 4))]
+    chat.add(batch, on_conflict="replace")
+    memory.flush()
+    assert texts(chat.messages(view="window")) == ["Turn 3", "Turn 4"]
+    assert "I sail instead" in chat.summary()
 
 
 def gate():
@@ -157,7 +211,7 @@ def test_add_never_waits_for_the_summarizer(opened):
     memory.flush()
     assert len(chat.messages()) == 11
     assert len(chat.messages(view="window")) < 4
-    assert chat.summary() == "A summary."
+    assert said(chat) == "A summary."
 
 
 @pytest.mark.parametrize("race", ["delete", "update", "replace", "clear", "conflict", "delete and add again"])
@@ -211,7 +265,7 @@ def test_sessions_fold_beside_each_other(opened):
     assert began.wait(30)
     quick = memory.session("quick")
     quick.add([f"Turn {n}" for n in range(5)])
-    wait_until(lambda: quick.summary() == "Quick.")
+    wait_until(lambda: said(quick) == "Quick.")
     go.set()
     memory.flush()
 
@@ -240,7 +294,7 @@ def test_a_deleted_turn_is_not_quoted_by_the_summary(opened):
     chat.entries.update("t2", content="Nothing to see")
     memory.flush()
     everything = "".join(str(m.content) for m in chat.context("secret number", max_tokens=4000).messages)
-    for text in (chat.summary(), everything, str([e.content for e in chat.entries.list()])):
+    for text in (chat.summary(), everything, str([(e.content, e.metadata) for e in chat.entries.list()])):
         assert "147111" not in text
         assert "247112" not in text
     assert texts(chat.messages())[:2] == ["My secret number 0 is 047110", "Nothing to see"]
@@ -252,21 +306,24 @@ class Quoting:
     name = "quoting"
 
     def summarize(self, messages, *, previous, max_tokens):
-        return "\n".join(([previous] if previous else []) + texts(messages))
+        return "\n".join(dict.fromkeys("\n".join([previous, *texts(messages)]).strip().splitlines()))
 
 
-@pytest.mark.parametrize("how", ["filter", "filter of the user", "summary", "first summary", "all summaries"])
-def test_a_deleted_summary_gives_back_the_turns_it_covered(opened, how):
-    """Every turn that is left is in the window or in the summary, also where a turn goes with its summary."""
-    memory = opened(pruning=SMALL, summarizer=Quoting())
+@pytest.mark.parametrize("overlap", [0, 128])
+@pytest.mark.parametrize(
+    "how", ["filter", "filter of the user", "summary", "first segment", "last segment", "segments", "everything"]
+)
+def test_a_deleted_summary_gives_back_the_turns_it_covered(opened, how, overlap):
+    """Every turn that is left is in the window or in the summary, also where a turn goes with its segment."""
+    memory = opened(pruning=SMALL, summarizer=Quoting(), context={"context_overlap": overlap})
     chat, other = (memory.session(name, user_id="ada") for name in ("chat", "other"))
     places = ["Paris", "Rome", "Berlin", "Oslo", "Wien", "Bonn", "Prague", "Athens"]
     for session in (chat, other):
         for place in places:
             session.add(f"Once I lived in {place}")
             memory.flush()
-    summaries = chat.entries.list(within="session", types=["episodic"])
-    assert len(summaries) > 1
+    segments, (summary,) = summaries(chat, kind="segment"), summaries(chat, kind="summary")
+    assert len(segments) == 3
     gone = set()
     if how == "filter":
         chat.entries.delete(filter={"content": {"$contains": "Berlin"}})
@@ -274,17 +331,23 @@ def test_a_deleted_summary_gives_back_the_turns_it_covered(opened, how):
     elif how == "filter of the user":
         chat.entries.delete(filter={"content": {"$contains": "Berlin"}}, within="user")
         gone = {("chat", "Berlin"), ("other", "Berlin")}
-    elif how == "all summaries":
-        chat.entries.delete([e.key for e in summaries])
     else:
-        chat.entries.delete(min(summaries, key=lambda e: e.number).key if how == "first summary" else summaries[-1].key)
+        doomed = {
+            "summary": [summary],
+            "first segment": segments[:1],
+            "last segment": segments[-1:],
+            "segments": segments,
+            "everything": [*segments, summary],
+        }[how]
+        assert chat.entries.delete([e.key for e in doomed]) == len(doomed)
     memory.flush()
     for session in (chat, other):
         left = [f"Once I lived in {p}" for p in places if (session.session_id, p) not in gone]
         assert texts(session.messages()) == left
-        summary = session.summary().splitlines()
+        covered = {i for s in summaries(session, kind="segment") for i in s.sources}
         window = texts(session.messages(view="window"))
-        assert summary + window == left
+        assert said(session).splitlines() == [m.content for m in session.messages() if m.id in covered]
+        assert window == [m.content for m in session.messages() if m.id not in covered]
         assert len(window) < 4
     assert index_keys(memory) == live_keys(memory)
 
@@ -300,16 +363,16 @@ def test_a_summary_that_was_edited_meanwhile_is_not_overwritten(opened):
                 assert go.wait(30)
             return super().summarize(messages, previous=previous, max_tokens=max_tokens)
 
-    memory = opened(pruning=SMALL, summarizer=Slow())
+    memory = opened(pruning=SMALL, summarizer=Slow(), context=APART)
     chat = memory.session("chat", user_id="ada")
     chat.add([f"Secret {n}" for n in range(4)])
     memory.flush()
     assert "Secret 0" in chat.summary()
-    (entry,) = chat.entries.list(within="session", types=["episodic"])
+    (summary,) = summaries(chat, kind="summary")
     slow.set()
     chat.add([f"Plain {n}" for n in range(3)])
     assert began.wait(30)
-    chat.entries.update(entry.key, content="Redacted")
+    chat.entries.update(summary.key, content="Redacted")
     assert chat.summary() == "Redacted"
     go.set()
     memory.flush()

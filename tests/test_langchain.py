@@ -437,3 +437,15 @@ def test_only_the_part_in_use_is_loaded():
         "from neuralflow_memory.langchain import NeuralFlowMemory; assert 'langchain_classic' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_in_a_text_nothing_from_memory_reads_as_said_by_the_user(opened):
+    """As messages, what search finds is of the user's role; as text it stands behind "System:"."""
+    memory = opened()
+    memory.session("before", user_id="ada").add("My dog is called Zuse")
+    chat = memory.session("now", user_id="ada")
+    chat.add(["Hello", Message("assistant", "Good morning")])
+    text = NeuralFlowMemory(chat).load_memory_variables({"input": "What is my dog called?"})["history"]
+    assert "System: From memory" in text
+    assert "Human: Hello" in text
+    assert text.count("Human:") == 1

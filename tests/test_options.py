@@ -7,16 +7,17 @@ from neuralflow_memory import ConfigError, Message
 
 
 class Recorder:
-    """A summarizer that keeps what it was asked."""
+    """A summarizer that keeps what it was asked: a summary of turns, or one of segments."""
 
     name = "recorder"
 
     def __init__(self):
-        self.segments, self.limits = [], []
+        self.segments, self.limits = [], {"turns": set(), "segments": set()}
 
     def summarize(self, messages, *, previous, max_tokens):
-        self.segments.append(texts(messages))
-        self.limits.append(max_tokens)
+        turns = messages[0].metadata.get("kind") != "segment"
+        self.segments += [texts(messages)] if turns else []
+        self.limits["turns" if turns else "segments"].add(max_tokens)
         return "They spoke."
 
 
@@ -31,7 +32,7 @@ def told(opened, **options):
 
 
 def test_the_summarizer_is_given_its_limit(opened):
-    """The smaller of `pruning.summary_max_tokens` and three quarters of `budget.summary`."""
+    """The smaller of `pruning.summary_max_tokens` and three quarters of `budget.summary`; half of it for a segment."""
     limits = {}
     for given, options in {
         "by pruning": {"pruning": {**SMALL, "summary_max_tokens": 123}},
@@ -40,10 +41,14 @@ def test_the_summarizer_is_given_its_limit(opened):
         recorder = Recorder()
         with opened(embedder="none", summarizer=recorder, **options) as memory:
             chat = memory.session(given)
-            chat.add([f"Turn {n}" for n in range(6)])
-            memory.flush()
-        limits[given] = set(recorder.limits)
-    assert limits == {"by pruning": {123}, "by budget": {150}}
+            for n in range(12):  # five segments, and a summary of them
+                chat.add(f"Turn {n}")
+                memory.flush()
+        limits[given] = recorder.limits
+    assert limits == {
+        "by pruning": {"segments": {123}, "turns": {61}},
+        "by budget": {"segments": {150}, "turns": {75}},
+    }
 
 
 def test_long_folds_are_summarized_in_segments(opened):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import SMALL, index_keys, live_keys, texts
 
+import neuralflow_memory._failpoints as failpoints
 from neuralflow_memory import Message, ToolCall
 from neuralflow_memory.pipeline.parts import Parts
 from neuralflow_memory.pipeline.resident import Resident
@@ -35,6 +36,7 @@ COLUMNS = ("session", "seq", "kind", "speaker", "agent", "created", "expires", "
 ACTIONS = [
     *["add", "add", "add", "tool", "update", "mark", "delete", "delete by filter", "replace", "conflict", "add again"],
     *["search", "context", "remember", "forget knowledge", "clear", "compact", "delete summary", "edit summary"],
+    *["pin", "pin", "unpin", "task", "end a task"],
 ]
 
 
@@ -56,14 +58,20 @@ def shown(index, *, vectors):
 
 
 def seen(window):
-    entries = [(e.number, e.version, e.content, e.position, e.tokens, e.tags, e.importance) for e in window.entries]
-    return entries, {f.name: getattr(window, f.name) for f in fields(window) if f.name not in ("entries", "active_at")}
+    """What a window holds; not `sent`, which is in RAM only, nor `due`, which is of the ledger only in part."""
+    entries = [
+        (e.number, e.version, e.content, e.position, e.tokens, e.tags, e.importance, e.pinned) for e in window.entries
+    ]
+    tasks = {e.number: e for e in window.tasks}  # in no order
+    others = {f.name for f in fields(window)} - {"entries", "tasks", "sent", "due"}
+    return entries, tasks, {name: getattr(window, name) for name in others}
 
 
 def agree(memory, chat, *, sessions, vectors=True):
     """Compare the loaded resident of the chat's user with one that is read from the ledger now.
 
-    Of a new version RAM has no vector until it is indexed: compare *vectors* after flush().
+    Of a new version RAM has no vector until it is indexed, and a fold under way is due no more: compare *vectors*, and what
+    is due, after flush().
     """
     parts, scope = memory._core.parts, chat.scope
     held = parts.resident(scope)
@@ -75,7 +83,10 @@ def agree(memory, chat, *, sessions, vectors=True):
         for name in sessions:
             if name in held._windows:
                 own = Scope(scope.tenant, scope.user_id, name)
-                assert seen(held._windows[name]) == seen(fresh.window(own, count=parts.count))
+                window = fresh.window(own, count=parts.count, expiry=parts.settings.context.expiry_time)
+                assert seen(held._windows[name]) == seen(window)
+                if vectors:  # no fold is under way
+                    assert held._windows[name].due or not window.due, "a fold is due, and nobody knows"
 
 
 class Life:
@@ -143,6 +154,18 @@ class Life:
             chat.clear()
         elif what == "compact":
             chat.compact(max_tokens=rng.randint(0, 100))
+        elif what in ("pin", "unpin"):
+            getattr(chat, what)(rng.choice(ids))
+        elif what == "task":
+            task = chat.task(rng.choice(WORDS))
+            task.start()
+            task.note(self.text(), temporary=rng.random() < 0.5)
+        elif what == "end a task":
+            open_tasks = chat.entries.list(within="session", types=["working"], filter={"metadata.status": "open"})
+            for entry in open_tasks[:1]:
+                task = chat.task(entry.metadata["name"])
+                task.start()
+                task.complete(self.text())
         elif what in ("delete summary", "edit summary"):
             for entry in rng.sample(s := chat.entries.list(within="session", types=["episodic"]), min(1, len(s))):
                 if what == "delete summary":
@@ -172,29 +195,89 @@ def test_ram_equals_the_ledger_after_anything(opened, seed):
             assert index_keys(memory) == live_keys(memory)
 
 
-@pytest.mark.parametrize("act", ["edit", "delete"])
-def test_summaries_that_fell_with_an_earlier_one_leave_ram(opened, act):
-    """Changing the first of several summaries removes those made from it, from what search reads too."""
-    memory = opened(pruning=SMALL)
-    chat = memory.session("chat", user_id="ada")
+def grown(opened):
+    """A chat of nine turns whose summary is made of three segments or more, with all of it in RAM."""
+    chat = opened(pruning=SMALL, context={"context_overlap": 0}).session("chat", user_id="ada")
     for n in range(9):
-        chat.add(f"Turn {n} about Rome")
-        memory.flush()
+        chat.add(Message("user", f"Turn {n} about Rome", id=f"t{n}"))
+        chat.memory.flush()
     chat.search("Rome")
-    summaries = sorted(chat.entries.list(within="session", types=["episodic"]), key=lambda e: e.number)
-    assert len(summaries) > 2
-    if act == "edit":
-        chat.entries.update(summaries[0].key, content="Redacted")
-    else:
-        chat.entries.delete(summaries[0].key)
-    agree(memory, chat, sessions=["chat"], vectors=False)
-    memory.flush()
+    return chat
+
+
+def segments(chat):
+    found = chat.entries.list(within="session", filter={"metadata.kind": "segment"})
+    return sorted(found, key=lambda e: e.metadata["first"])
+
+
+def index_is_that_of_the_ledger(chat):
+    agree(chat.memory, chat, sessions=["chat"], vectors=False)
+    chat.memory.flush()
     chat.search("Rome")
-    agree(memory, chat, sessions=["chat"])
+    agree(chat.memory, chat, sessions=["chat"])
     left = {e.number for e in chat.entries.list()}
-    assert set(memory._core.parts.resident(chat.scope).index.row_of) == left
+    assert set(chat.memory._core.parts.resident(chat.scope).index.row_of) == left
     found = {h.entry.number for h in chat.search("Rome Redacted", k=50, types=["episodic"])}
     assert found <= left
+
+
+@pytest.mark.parametrize("act", ["edit", "delete", "delete its turn"])
+def test_a_summary_that_fell_with_a_segment_leaves_ram(opened, act):
+    """Changing one of several segments removes the summary made from them, from what search reads too."""
+    chat = grown(opened)
+    first = segments(chat)[0]
+    before = chat.summary()
+    assert (first.sources, "Turn 0 about Rome" in before) == (("t0", "t1"), True)
+    if act == "edit":
+        chat.entries.update(first.key, content="Redacted")
+    else:
+        chat.entries.delete(first.key if act == "delete" else "t0")
+    index_is_that_of_the_ledger(chat)
+    told = chat.summary().partition("Word for word:")[0]
+    assert told.count("Turn 0 about Rome") == (act == "delete")  # then it is a turn again, and folded anew
+    assert told.count("Turn 2 about Rome") == 1
+    assert told.count("Redacted") == (act == "edit")
+
+
+def change(chat, act, own):
+    if act == "delete":
+        chat.entries.delete(own)
+    elif act == "update":
+        chat.entries.update(own, content="Redacted")
+    elif act == "conflict":
+        chat.add(Message("user", "Redacted", id=own), on_conflict="replace")
+    else:
+        chat.replace([*chat.messages(view="window"), Message("user", "Redacted", id=own)])
+
+
+@pytest.mark.parametrize("when", ["before the summary is made anew", "while it is"])
+@pytest.mark.parametrize("act", ["delete", "update", "conflict", "replace"])
+def test_a_second_change_while_there_is_no_summary_leaves_ram_too(opened, monkeypatch, act, when):
+    """Between the change of one segment and the new summary, another segment may fall, and give back its turns."""
+    chat = grown(opened)
+    parts = chat.memory._core.parts
+    begun, done = [], []
+
+    def meanwhile(passed="fold.summarized"):
+        if passed == "fold.summarized" and not begun:
+            begun.append(act)
+            chat.search("Rome")
+            change(chat, act, "t3")
+            assert "t3" not in [i for s in segments(chat) for i in s.sources]
+            agree(chat.memory, chat, sessions=["chat"], vectors=False)
+            done.append(act)
+
+    if when == "while it is":
+        monkeypatch.setattr(failpoints, "hook", meanwhile)
+        chat.entries.delete("t0")
+        chat.memory.flush()
+    else:
+        lock = parts.folding(chat.scope)
+        with lock:
+            chat.entries.delete("t0")
+            meanwhile()
+    assert done == [act], chat.memory.stats()["last_error"]
+    index_is_that_of_the_ledger(chat)
 
 
 def crowd_out(memory):

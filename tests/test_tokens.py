@@ -172,13 +172,13 @@ def test_a_run_of_a_million_characters_is_counted(run):
 
 @given(
     st.lists(st.sampled_from([*"abc =0é漢😀A{", "word ", "another one", "x = 1\n"]), min_size=1, max_size=80),
-    st.integers(4_001, 12_000),
+    st.integers(100_001, 250_000),
 )
 def test_counting_in_pieces_changes_little(parts, length):
-    """A long text's count is within 1 % of what tiktoken says of the whole, and 12 tokens per cut."""
+    """A long text's count is what tiktoken says of the whole, but for 12 tokens per cut."""
     text, encoding = ("".join(parts) * length)[:length], token_counter("cl100k_base")._encode
-    whole, cuts = len(encoding(text)), length // 2_000
-    assert abs(token_counter("cl100k_base").count(text) - whole) <= whole * 0.01 + 12 * cuts
+    whole, cuts = len(encoding(text)), length // 50_000
+    assert abs(token_counter("cl100k_base").count(text) - whole) <= 12 * cuts
 
 
 @pytest.mark.parametrize("kind", SAMPLES)

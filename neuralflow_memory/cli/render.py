@@ -8,22 +8,25 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from neuralflow_memory.types import Candidate, Context, Hit, Message, SessionInfo
+from neuralflow_memory import _report
+from neuralflow_memory.types import Context, Hit, Message, SessionInfo
 
-PARTS: dict[str, tuple[str, str]] = {
-    "system": ("magenta", "task"),
-    "summary": ("yellow", "summary"),
-    "turn": ("green", "recent turns"),
-    "hit": ("cyan", "found again"),
+PARTS: dict[str, str] = {
+    "system": "magenta",
+    "task": "blue",
+    "note": "bright_magenta",
+    "summary": "yellow",
+    "turn": "green",
+    "hit": "cyan",
+    "overhead": "bright_black",
+    "free": "dim",
 }
-"""A context part's colour and what it is called on screen."""
-
-_ID = 11  # of an id on screen: ten characters and "…"; the whole of it is in the JSON
+"""The colour of each share of a context's budget."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -78,62 +81,42 @@ def sparkline(values: Sequence[float], *, top: float) -> str:
 
 
 def spent(context: Context) -> dict[str, int]:
-    """Tokens of a context by part, as reported; `PARTS` gives the order."""
-    tokens = dict.fromkeys(PARTS, 0)
-    for candidate in context.report:
-        if candidate.included:
-            tokens[candidate.part] += candidate.tokens
-    return tokens
+    """Tokens of a context's budget by share, what is free included."""
+    return {share.part: share.tokens for share in _report.shares(context)}
 
 
 def budget_bar(context: Context, *, width: int = 48) -> Text:
     """A bar of *width* characters: what fills the budget, in the parts' colours, and what is free."""
-    bar = Text()
-    used = 0
-    for part, tokens in spent(context).items():
-        until = min(round((used + tokens) / max(context.budget, 1) * width), width)
-        bar.append("█" * (until - len(bar)), style=PARTS[part][0])
-        used += tokens
-    bar.append("░" * (width - len(bar)), style="dim")
-    about = "about " if context.estimated else ""
-    bar.append(f" {about}{context.tokens:,} of {context.budget:,} tokens")
-    return bar
+    bar, shares = Text(), _report.shares(context)
+    for share, cells in zip(shares, _report.cells(shares, width), strict=True):
+        bar.append(("░" if share.part == "free" else "█") * cells, style=PARTS[share.part])
+    return bar.append(f" {_report.total(context)}")
 
 
 def legend(context: Context) -> Text:
     """What each colour of the bar stands for, with its tokens."""
     line = Text()
-    for part, tokens in spent(context).items():
-        if tokens:
-            colour, name = PARTS[part]
-            line.append("■ ", style=colour).append(f"{name} {tokens:,}   ")
+    for share in _report.shares(context):
+        if share.tokens and share.part != "free":
+            line.append("■ ", style=PARTS[share.part]).append(f"{share.label}   ")
     return line
 
 
 def context_view(context: Context) -> RenderableType:
     """A context as the model sees it, and the report of why; what was left out for one reason is one row."""
     report = Table(title="what was considered", title_justify="left", box=None, pad_edge=False, header_style="dim")
-    for name in ("part", "id", "tokens", "in", "why"):
-        report.add_column(name, justify="right" if name == "tokens" else "left", overflow="fold", no_wrap=name != "why")
-    left_out: dict[tuple[str, str], list[Candidate]] = {}
-    for c in context.report:
-        if c.included:
-            report.add_row(
-                _part(c.part), said(c.id, limit=_ID), f"{c.tokens:,}", Text("yes", style="green"), said(c.reason)
-            )
-        else:
-            left_out.setdefault((c.part, c.reason), []).append(c)
-    for (part, reason), group in left_out.items():
-        which = said(group[0].id, limit=_ID) if len(group) == 1 else Text(f"{len(group)} more", style="dim")
-        tokens = sum(c.tokens for c in group)
-        report.add_row(_part(part), which, f"{tokens:,}", Text("no", style="red"), said(reason))
+    rows = _report.rows(context)
+    names = [name for name in (rows[0] if rows else ()) if name != "signals"]  # too wide here; `search` shows them
+    for name in names:
+        justify: JustifyMethod = "right" if name in _report.NUMBERS else "left"
+        report.add_column(name, justify=justify, overflow="fold", no_wrap=name != "why")
+    for row in rows:
+        styles = {"in": "green" if row["in"] == "in" else "red", "part": PARTS[row["part"]]}
+        shown = {**row, "id": _report.shortened(row["id"])}
+        report.add_row(*(Text(shown[name], style=styles.get(name, "")) for name in names))
     messages = [Text.assemble((f"{m.role}: ", "bold"), said(m.text)) for m in context.messages]
-    return Group(*messages, "", report, "", budget_bar(context), legend(context))
-
-
-def _part(part: str) -> Text:
-    colour, name = PARTS[part]
-    return Text(name, style=colour)
+    details = [Text(more, style="dim")] if (more := _report.details(context)) else []
+    return Group(*messages, "", report, "", budget_bar(context), legend(context), *details)
 
 
 def sessions_table(sessions: Sequence[SessionInfo]) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 try:
@@ -19,7 +20,7 @@ from pydantic import Field
 from neuralflow_memory import Context, Memory, Message, Session
 
 from .history import NeuralFlowChatMessageHistory
-from .messages import to_langchain
+from .messages import MARK, to_langchain
 
 
 class NeuralFlowMemory(BaseChatMemory):
@@ -97,9 +98,10 @@ class NeuralFlowMemory(BaseChatMemory):
         return _text(inputs.get(key, "")).strip() or None
 
     def _variables(self, context: Context) -> dict[str, Any]:
-        messages = [to_langchain(message) for message in context.messages]
         if self.return_messages:
-            return {self.memory_key: messages}
+            return {self.memory_key: [to_langchain(message) for message in context.messages]}
+        # In a text, what the memory quotes must not read as if the user had said it.
+        messages = [to_langchain(replace(m, role="system") if MARK in m.metadata else m) for m in context.messages]
         return {self.memory_key: get_buffer_string(messages, human_prefix=self.human_prefix, ai_prefix=self.ai_prefix)}
 
     def _get_input_output(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> tuple[str, str]:

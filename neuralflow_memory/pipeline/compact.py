@@ -1,27 +1,39 @@
 """`compact`: fold the oldest whole items of a window into the session's summary.
 
-Nothing leaves the window before its summary is stored, and both happen in one transaction; the folded turns stay in the
-transcript and in search. The summarizer runs under no lock, and what it wrote counts only if nothing it read has changed.
+Each fold makes a *segment*, a summary of what it folds, and a new *summary* of all segments; both are entries. Nothing
+leaves the window before they are stored, and all happens in one transaction; the folded turns stay in the transcript and
+in search. The summarizer runs under no lock but the fold's own, and what it wrote counts only if nothing it read has
+changed. What the floor had to write is written again once the model is back.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 from .._failpoints import failpoint
 from ..errors import InputError
 from ..protocols import StoredWindow
-from ..rules.budget import items, opening, units
-from ..types import CompactionReport, Entry, MemoryType, Message, Scope
+from ..rules import coverage
+from ..rules.budget import items, opening, pauses, units
+from ..rules.coverage import Fact
+from ..rules.lexical import term_ids
+from ..types import CompactionReport, Entry, MemoryType, Scope
 from .ingest import over_limits
 from .parts import Parts, recorded
+from .search import index_of
+from .summarize import Written, plain, summarizer_ready, written
 
-PATIENCE = 120.0  # seconds for one answer of the summarizer; then the floor writes the summary
 _TRIES = 3  # a fold that was overtaken by a change starts again
 _SUMMARY_SHARE = 0.75  # of budget.summary; the rest is for what is pinned beside it
+_WRAPPER = 32  # tokens of the headings around summary and pins
+_REWRITE_EVERY = 5  # segments that a model works into the summary at once; until then their lines are picked
+OWN_METADATA = frozenset({"kind", "covered", "first", "last", "by", "plain", "tries", "fresh", "pins", "facts"})
+"""What folds read of segments and summaries; it stays, whatever a host writes into their metadata."""
+_PINS_HEADING = "Word for word:"
+_ENOUGH = 10  # hits among which a turn counts as reachable
 
 
 def compact(
@@ -31,74 +43,214 @@ def compact(
     parts.authorize(principal, "write", scope)
     if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 0):
         raise InputError(f"max_tokens is a number of tokens or None, not {max_tokens!r:.80}")
-    report = CompactionReport(False, 0, 0)
-    for _ in range(_TRIES):
-        before = _snapshot(parts, scope)
-        tokens = sum(e.tokens for e in before.entries)
-        covered = _covered(before.summary)
-        messages = [e.message for e in before.entries]
-        turns = tokens - sum(e.tokens for e in before.entries[: opening(messages)])
-        needed = over_limits(parts, len(items(messages)), turns) or (max_tokens is not None and tokens > max_tokens)
-        report = CompactionReport(needed, tokens, tokens, (), covered)
-        rows = _foldable(parts, before.entries, messages, max_tokens=max_tokens) if needed else []
-        if not rows:
-            return report
-        folded = [before.entries[row] for row in rows]
-        summary = _summary(parts, scope, folded, before.summary)
-        failpoint("fold.summarized")
-        if _commit(parts, scope, before, folded, summary):
-            after = tokens - sum(e.tokens for e in folded)
-            return CompactionReport(True, tokens, after, tuple(e.id for e in folded), covered + len(folded))
+    lock = parts.folding(scope)
+    with lock:
+        report = _fold(parts, scope, max_tokens=max_tokens)
+        if parts.breaker.healthy or not report.folded:  # what has just failed is not asked again at once
+            _write_again(parts, scope)
     return report
 
 
 def summary(parts: Parts, scope: Scope, *, principal: str | None) -> str:
-    """The session's running summary, empty while nothing was folded."""
+    """The session's running summary with what is pinned beside it, empty while nothing was folded."""
     parts.authorize(principal, "read", scope)
     resident = parts.resident(scope)
     with resident.lock:
         found = parts.window(scope).summary
-    return found.content if found else ""
+    return shown(found) if found else ""
 
 
-def _snapshot(parts: Parts, scope: Scope) -> StoredWindow:
+def shown(summary: Entry) -> str:
+    """A summary as it stands in a prompt, with its pins."""
+    pins = summary.metadata.get("pins")
+    return "\n".join((summary.content, _PINS_HEADING, *pins)) if pins else summary.content
+
+
+def _fold(parts: Parts, scope: Scope, *, max_tokens: int | None) -> CompactionReport:
+    report = CompactionReport(False, 0, 0)
+    for _ in range(_TRIES):
+        before, over, due = _snapshot(parts, scope)
+        try:
+            report, done = _folded_once(parts, scope, before, over=over, max_tokens=max_tokens)
+        except BaseException:
+            if due:
+                resident = parts.resident(scope)
+                with resident.lock:
+                    parts.window(scope).due = True
+            raise
+        if done:
+            break
+    return report
+
+
+def _folded_once(
+    parts: Parts, scope: Scope, before: StoredWindow, *, over: bool, max_tokens: int | None
+) -> tuple[CompactionReport, bool]:
+    """What was done, and whether it counts; it doesn't if something changed meanwhile."""
+    tokens = sum(e.tokens for e in before.entries)
+    needed = over or (max_tokens is not None and tokens > max_tokens)
+    report = CompactionReport(needed, tokens, tokens, (), _covered(before.summary))
+    rows = _foldable(parts, before.entries, max_tokens=max_tokens) if needed else []
+    if not rows and not before.unsummed:
+        return report, True
+    folded = [before.entries[row] for row in rows]
+    segments = list(_segments(parts, scope, folded, session=before.session)) if folded else []
+    earlier = parts.ledger.segments(scope) if before.unsummed else []
+    if not folded and not earlier:  # the last ones have gone meanwhile
+        return report, True
+    made, said = _summary(parts, scope, before, segments, earlier=earlier, folded=folded)
+    segments = [_with_pins(s, made, said) for s in segments]
+    failpoint("fold.summarized")
+    if not _commit(parts, scope, before, folded=folded, segments=segments, summary=made, read=earlier):
+        return report, False
+    parts.tally["folds"] += bool(folded)
+    parts.tally.update({f"facts_{name}": n for name, n in made.metadata["facts"].items()})
+    report = replace(
+        report,
+        after=tokens - sum(e.tokens for e in folded),
+        folded=tuple(e.id for e in folded),
+        covered=_covered(made),
+        by=segments[-1].metadata["by"] if segments else "",
+        **made.metadata["facts"],
+    )
+    return report, True
+
+
+def _snapshot(parts: Parts, scope: Scope, *, take_due: bool = True) -> tuple[StoredWindow, bool, bool]:
+    """The window as it is, whether it is over its limits, and whether a fold was due anyway; then it is so no longer."""
     resident = parts.resident(scope)
     with resident.lock:
         w = parts.window(scope)
-        return StoredWindow(list(w.entries), w.summary, w.session, w.erase_epoch)
+        unsummed = w.due and w.summary is None
+        stored = StoredWindow(list(w.entries), w.summary, w.session, w.erase_epoch, unsummed=unsummed)
+        over, due = over_limits(parts, w), w.due
+        w.due = due and not take_due
+    if unsummed:
+        stored = replace(stored, unsummed=bool(parts.ledger.segments(scope, last=1)))
+    return stored, over, due
 
 
-def _foldable(
-    parts: Parts, entries: Sequence[Entry], messages: Sequence[Message], *, max_tokens: int | None
-) -> list[int]:
-    """Rows of the oldest items that leave: what remains fits both limits, and is never less than the newest item."""
-    pruning = parts.settings.pruning
-    most = pruning.max_context_tokens // 2 if max_tokens is None else max_tokens
+def _foldable(parts: Parts, entries: Sequence[Entry], *, max_tokens: int | None) -> list[int]:
+    """Rows of the oldest items that leave: what remains fits both limits, and is never less than the newest item.
+
+    Of what was said before the session's last long silence, only `context_overlap` tokens remain. Pinned turns and the
+    host's own instructions at the front stay.
+    """
+    pruning, context = parts.settings.pruning, parts.settings.context
+    front = opening([e.message for e in entries])
+    whole = units([e.message for e in entries])  # a result that came after the pin stays with its call, too
+    pinned = {row for u in whole if any(entries[r].pinned for r in u.rows) for row in u.rows}
+    rows = [row for row in range(front, len(entries)) if row not in pinned]
+    free = [entries[row] for row in rows]
+    if not free:
+        return []
+    messages = [e.message for e in free]
     starts = items(messages)
-    boundary, held = starts[-1], 0
-    ends = [len(entries), *reversed(starts[1:])]
-    for kept, (start, end) in enumerate(zip(reversed(starts), ends, strict=True), start=1):
-        held += sum(e.tokens for e in entries[max(start, opening(messages)) : end])
-        if kept > 1 and (kept > pruning.max_context_items or held > most):
-            break
-        boundary = start
+    boundary = 0
+    turns, tokens = len(starts), sum(e.tokens for e in free)
+    over = turns >= pruning.summarization_threshold or tokens > pruning.max_context_tokens
+    if over or max_tokens is not None:
+        most = pruning.max_context_tokens // 2
+        if max_tokens is not None:
+            most = min(max_tokens - sum(e.tokens for e in entries) + tokens, most if over else max_tokens)
+        boundary = _kept_from(free, starts, most_items=pruning.max_context_items, most_tokens=most)
+    for pause in pauses(entries, seconds=context.expiry_time)[-1:]:
+        past = sum(row < pause for row in rows)
+        # A late answer leaves its question where it is.
+        boundary = max(boundary, min(starts[-1], _overlap_from(free[:past], tokens=context.context_overlap)))
     # A tool call and its results leave together or stay together.
     for unit in reversed(units(messages)):
         if unit.rows[0] < boundary <= unit.rows[-1]:
             boundary = max(s for s in starts if s <= unit.rows[0])
-    return list(range(opening(messages), boundary))  # the host's own instructions are no turns to be folded
+    return rows[:boundary]
 
 
-def _summary(parts: Parts, scope: Scope, folded: Sequence[Entry], before: Entry | None) -> Entry:
+def _kept_from(entries: Sequence[Entry], starts: Sequence[int], *, most_items: int, most_tokens: int) -> int:
+    """Where the newest items begin that fit both limits, at least one."""
+    boundary, held = starts[-1], 0
+    ends = [len(entries), *reversed(starts[1:])]
+    for kept, (start, end) in enumerate(zip(reversed(starts), ends, strict=True), start=1):
+        held += sum(e.tokens for e in entries[start:end])
+        if kept > 1 and (kept > most_items or held > most_tokens):
+            break
+        boundary = start
+    return boundary
+
+
+def _overlap_from(entries: Sequence[Entry], *, tokens: int) -> int:
+    """Where the newest messages begin that fit *tokens*, at a user turn; the end, if none does."""
+    boundary = len(entries)
+    for row in reversed(range(len(entries))):
+        tokens -= entries[row].tokens
+        if tokens < 0:
+            break
+        if entries[row].role == "user":
+            boundary = row
+    return boundary
+
+
+def _limit(parts: Parts) -> int:
+    """Tokens that a summary may have, without its pins."""
     settings = parts.settings
-    limit = min(settings.pruning.summary_max_tokens, int(settings.budget.summary * _SUMMARY_SHARE))
-    text = before.content if before else ""
-    for segment in _segments(
-        folded, size=settings.context.max_context_length, overlap=settings.context.context_overlap
-    ):
-        text = _summarized(parts, [e.message for e in segment], text, limit)
+    return min(settings.pruning.summary_max_tokens, int(settings.budget.summary * _SUMMARY_SHARE))
+
+
+def _segments(parts: Parts, scope: Scope, folded: Sequence[Entry], *, session: int) -> Iterator[Entry]:
+    """A segment for each `max_context_length` tokens of *folded*; each reads the end of what came before it, too."""
+    context = parts.settings.context
+    before = _last_covered(parts, scope, before=folded[0])
+    for piece in _pieces(folded, size=context.max_context_length - context.context_overlap):
+        shared: list[Entry] = []
+        room = min(context.context_overlap, context.max_context_length - sum(e.tokens for e in piece))
+        for entry in reversed(before):
+            room -= entry.tokens
+            if room < 0:
+                break
+            shared.insert(0, entry)
+        before = piece
+        yield _segment(parts, scope, [*shared, *piece], covered=len(piece), session=session)
+
+
+def _last_covered(parts: Parts, scope: Scope, *, before: Entry) -> list[Entry]:
+    """The last turns that the segment made last covers, if they come before the entry."""
+    for segment in parts.ledger.segments(scope, last=1):
+        keys = [parts.ledger.key(scope, id=i) for i in segment.sources[-16:]]
+        found = parts.ledger.by_keys(scope, keys)
+        return sorted((e for e in found.values() if e.seq < before.seq), key=lambda e: e.seq)
+    return []
+
+
+def _pieces(folded: Sequence[Entry], *, size: int) -> Iterator[list[Entry]]:
+    """Cut turns into pieces of at most *size* tokens; a longer turn is one alone."""
+    piece: list[Entry] = []
+    for entry in folded:
+        if piece and sum(e.tokens for e in piece) + entry.tokens > size:
+            yield piece
+            piece = []
+        piece.append(entry)
+    if piece:
+        yield piece
+
+
+def _segment(parts: Parts, scope: Scope, turns: Sequence[Entry], *, covered: int, session: int) -> Entry:
+    found = _segment_text(parts, turns, session=session)
+    metadata = {"kind": "segment", "covered": covered, "first": turns[-covered].seq, **_maker(found)}
+    return _derived(parts, scope, found.text, turns, metadata=metadata)
+
+
+def _segment_text(parts: Parts, turns: Sequence[Entry], *, session: int) -> Written:
+    return written(parts, [e.message for e in turns], previous="", limit=_limit(parts) // 2, session=session)
+
+
+def _maker(found: Written) -> dict[str, Any]:
+    """Who wrote it, and whether the floor did so in a model's place."""
+    return {"by": found.by, "plain": found.plain}
+
+
+def _derived(parts: Parts, scope: Scope, text: str, sources: Sequence[Entry], *, metadata: Mapping[str, Any]) -> Entry:
+    """A new entry made from others, as little trusted as the least of them."""
     now = parts.clock()
-    own_id = f"summary-{uuid4().hex}"
+    own_id = f"{metadata['kind']}-{uuid4().hex[:12]}"
     return Entry(
         id=own_id,
         key=parts.ledger.key(scope, id=own_id),
@@ -106,91 +258,232 @@ def _summary(parts: Parts, scope: Scope, folded: Sequence[Entry], before: Entry 
         content=text,
         scope=scope,
         seq=0,
-        created_at=folded[-1].created_at,
+        created_at=max(e.created_at for e in sources),
         written_at=now,
         updated_at=now,
-        metadata={"kind": "summary", "covered": _covered(before) + len(folded)},
+        metadata=metadata,
         provenance="derived",
-        trust=min([e.trust for e in folded] + ([before.trust] if before else [])),
-        sources=(*([before.id] if before else []), *(e.id for e in folded)),
+        trust=min(e.trust for e in sources),
+        sources=tuple(e.id for e in sources),
         tokens=parts.counter.count(text),
     )
 
 
-def _segments(folded: Sequence[Entry], *, size: int, overlap: int) -> Iterator[list[Entry]]:
-    """Cut turns into segments of at most *size* tokens (a longer turn is one alone), the last *overlap* repeated."""
-    segment: list[Entry] = []
-    fresh = 0  # turns of the segment that no earlier segment held
-    for entry in folded:
-        if segment and fresh and sum(e.tokens for e in segment) + entry.tokens > size:
-            yield segment
-            shared: list[Entry] = []
-            for earlier in reversed(segment):
-                if sum(e.tokens for e in shared) + earlier.tokens > min(overlap, size - entry.tokens):
-                    break
-                shared.insert(0, earlier)
-            segment, fresh = shared, 0
-        segment.append(entry)
-        fresh += 1
-    yield segment
+def _summary(
+    parts: Parts,
+    scope: Scope,
+    before: StoredWindow,
+    segments: Sequence[Entry],
+    *,
+    earlier: Sequence[Entry],
+    folded: Sequence[Entry],
+) -> tuple[Entry, dict[str, str]]:
+    """The session's summary with new *segments* of *folded* worked in, and what it misses of them pinned beside it.
+
+    Their lines are picked as they are, and worked in by the model only when there are several, so that one fold costs
+    little more than one call. *earlier*: the segments of before, where there is no summary that speaks for them.
+    """
+    old = before.summary
+    limit = _limit(parts)
+    new = sorted([*earlier, *segments], key=_first)
+    waiting = old.metadata.get("fresh", 0) if old else 0
+    fresh = waiting + len(new)
+    rough = plain(old) or any(plain(s) for s in new)
+    told = [*([old.content] if old else []), *(s.content for s in new)]
+    text = "\n".join(dict.fromkeys(line for part in told for line in part.splitlines()))
+    if fresh >= _REWRITE_EVERY and not rough and summarizer_ready(parts):
+        unread = parts.ledger.segments(scope, last=waiting) if waiting else []
+        found = _rewritten(parts, old, [*unread, *new], session=before.session)
+        rough = found.plain
+        if not rough:
+            text, fresh = found.text, 0
+    if parts.counter.count(text) > limit:
+        text = parts.floor.summarize([], previous=text, max_tokens=limit)
+    return _version(parts, scope, old, text, new=new, fresh=fresh, rough=rough, folded=folded)
 
 
-def _summarized(parts: Parts, messages: Sequence[Message], previous: str, limit: int) -> str:
-    """*previous* with *messages* worked in; by the floor when the summarizer fails or exceeds *limit*."""
-    try:
-        parts.tally["summarizer_calls"] += 1
-        text = _answer(parts, messages, previous, limit)
-        if isinstance(text, str) and text.strip() and parts.counter.count(text) <= limit:
-            return text
-        parts.trouble = f"{parts.summarizer.name}: an empty summary, or one over {limit} tokens"
-    except Exception as error:  # whatever a model or its client raises: the turns get a plainer summary
-        parts.trouble = f"{parts.summarizer.name}: {type(error).__name__}: {error}"
-    if parts.summarizer is not parts.floor:
-        parts.tally["summarizer_fallbacks"] += 1
-    return parts.floor.summarize(messages, previous=previous, max_tokens=limit)
+def _rewritten(parts: Parts, old: Entry | None, segments: Sequence[Entry], *, session: int) -> Written:
+    """A summary of summaries: what the summary said so far, with *segments* worked in."""
+    found = Written(old.content if old else "", parts.summarizer.name, plain=False)
+    for piece in _pieces([s for s in segments if s.content], size=parts.settings.context.max_context_length):
+        messages = [e.message for e in piece]
+        found = written(parts, messages, previous=found.text, limit=_limit(parts), session=session)
+        if found.plain:
+            break
+    return found
 
 
-def _answer(parts: Parts, messages: Sequence[Message], previous: str, limit: int) -> str:
-    """What the summarizer writes; `TimeoutError` when it takes longer than `PATIENCE`, and it is left to itself."""
-    if parts.summarizer is parts.floor:
-        return parts.floor.summarize(messages, previous=previous, max_tokens=limit)
-    answer: Future[str] = Future()
+def _version(
+    parts: Parts,
+    scope: Scope,
+    old: Entry | None,
+    text: str,
+    *,
+    new: Sequence[Entry],
+    fresh: int,
+    rough: bool,
+    folded: Sequence[Entry],
+) -> tuple[Entry, dict[str, str]]:
+    """The summary that says *text*: the next version of *old*, or a new one; and which turn said a pinned line."""
+    before = [old] if old else new  # where there is no summary, segments know what was pinned of their turns
+    earlier = [line for entry in before for line in entry.metadata.get("pins", ())]
+    pins, fate, said = _checked(parts, scope, text, folded, earlier=earlier)
+    last = max((e.seq for e in folded), default=0)
+    known = old.metadata.get("last", last) if old else last
+    covered = _covered(old) + len(folded) if new else _covered(old)
+    if old is None or (new and folded[0].seq <= known):  # some of it may have been covered before
+        ids = {i for s in (*parts.ledger.segments(scope), *new) for i in s.sources}
+        covered = len(ids)
+    metadata = {"kind": "summary", "covered": covered, "last": max(known, last), "fresh": fresh, "plain": rough}
+    metadata |= {"pins": pins, "facts": fate}
+    made = _derived(parts, scope, text, [*([old] if old else []), *new], metadata=metadata)
+    sources = (*(old.sources if old else ()), *(s.id for s in new))
+    if old is None:
+        return replace(made, sources=sources), said
+    same = replace(made, id=old.id, key=old.key, number=old.number, seq=old.seq, version=old.version)
+    return replace(same, sources=sources), said
 
-    def ask() -> None:
-        try:
-            answer.set_result(parts.summarizer.summarize(messages, previous=previous, max_tokens=limit))
-        except BaseException as error:
-            answer.set_exception(error)
 
-    threading.Thread(target=ask, name="neuralflow-summarizer", daemon=True).start()
-    return answer.result(PATIENCE)
+def _with_pins(segment: Entry, summary: Entry, said: Mapping[str, str]) -> Entry:
+    """*segment*, knowing what is pinned of its own turns, so that it is pinned again if the summary has to go."""
+    own = set(segment.sources)
+    pins = [line for line in summary.metadata["pins"] if said.get(line) in own]
+    return replace(segment, metadata={**segment.metadata, "pins": pins}) if pins else segment
 
 
-def _commit(parts: Parts, scope: Scope, before: StoredWindow, folded: Sequence[Entry], summary: Entry) -> bool:
+def _first(segment: Entry) -> int:
+    """The seq of the first turn that a segment covers."""
+    return int(segment.metadata.get("first", segment.number))
+
+
+def _checked(
+    parts: Parts, scope: Scope, text: str, folded: Sequence[Entry], *, earlier: Sequence[str]
+) -> tuple[list[str], dict[str, int], dict[str, str]]:
+    """What is pinned beside *text*; what became of the facts of *folded*, how many in each way; who said which line."""
+    room = parts.settings.budget.summary - _limit(parts) - _WRAPPER
+    facts = coverage.facts([e.message for e in folded])
+    checked = coverage.check(facts, text)
+    pins = coverage.pins(checked.missing, earlier, text, count=parts.counter.count, max_tokens=max(0, room))
+    beside = coverage.check(checked.missing, "\n".join(pins))
+    found = _reachable(parts, scope, beside.missing, folded)
+    counts = (len(checked.kept), len(beside.kept), found, len(beside.missing) - found)
+    said = {fact.line: folded[fact.row].id for fact in checked.missing}
+    return pins, dict(zip(("kept", "pinned", "reachable", "lost"), counts, strict=True)), said
+
+
+def _reachable(parts: Parts, scope: Scope, facts: Sequence[Fact], folded: Sequence[Entry]) -> int:
+    """How many of *facts* a search by the other words of their sentence brings back, their turn among ten.
+
+    Only words are tried, since embedding each sentence would cost more than the fold; by meaning, more would be found.
+    """
+    reached = 0
+    resident = parts.resident(scope)
+    for fact in facts:
+        with resident.lock:  # each by itself, so that nobody waits for all
+            index = index_of(parts, resident)
+            scores = index.postings.bm25(term_ids(" ".join(sorted(fact.words))), alive=index.alive & (index.seq > 0))
+            row = index.row_of.get(folded[fact.row].number)
+            reached += bool(row is not None and scores[row] > 0 and (scores > scores[row]).sum() < _ENOUGH)
+    return reached
+
+
+def _commit(
+    parts: Parts,
+    scope: Scope,
+    before: StoredWindow,
+    *,
+    folded: Sequence[Entry],
+    segments: Sequence[Entry],
+    summary: Entry,
+    read: Sequence[Entry] = (),
+) -> bool:
     resident = parts.resident(scope)
     with resident.lock:
         assert scope.session_id is not None
         try:
-            record = parts.ledger.fold(scope, folded=folded, before=before, summary=recorded(summary))
+            records = parts.ledger.fold(
+                scope,
+                folded=folded,
+                before=before,
+                segments=[recorded(s) for s in segments],
+                summary=recorded(summary),
+                read=read,
+            )
         except BaseException:
             resident.forget()
             raise
-        if record is None:
+        if records is None:
             resident.forget_window(scope.session_id)
             return False
         gone = {e.number for e in folded}
         window = parts.window(scope)
         window.take(e for e in list(window.entries) if e.number not in gone)
-        window.summary = record.entry
+        window.summary, window.summed = records[-1].entry, True
         if resident.index is not None:
-            resident.index.put(record.feature(session=window.session))
-    parts.tally["folds"] += 1
+            for record in records:
+                resident.index.put(record.feature(session=window.session))
     parts.changed()
     return True
+
+
+def _write_again(parts: Parts, scope: Scope) -> None:
+    """Have the model write what the floor had to write in its place, some segments at a time, from the same turns."""
+    while _written_again(parts, scope):
+        pass
+
+
+def _written_again(parts: Parts, scope: Scope) -> bool:
+    """Whether segments were written again, and others are left."""
+    before, _, _ = _snapshot(parts, scope, take_due=False)
+    old = before.summary
+    if old is None or not plain(old) or not summarizer_ready(parts):
+        return False
+    stored = parts.ledger.segments(scope)
+    again: dict[str, Entry] = {}
+    turns: list[Entry] = []
+    for segment in [s for s in stored if plain(s)][:_REWRITE_EVERY]:
+        # What has failed before may have done so for a turn that is only shared with another segment.
+        ids = segment.sources[-segment.metadata.get("covered", 1) :] if "tries" in segment.metadata else segment.sources
+        read = parts.ledger.by_keys(scope, [parts.ledger.key(scope, id=i) for i in ids])
+        theirs = sorted(read.values(), key=lambda e: e.seq)
+        to_blame = parts.breaker.healthy  # if the model answers others and not this one
+        found = _segment_text(parts, theirs, session=before.session)
+        if not found.plain:
+            turns += theirs
+            again[segment.id] = _with_text(parts, segment, found)
+        elif to_blame:
+            tries = segment.metadata.get("tries", 1) + 1
+            metadata = {**segment.metadata, "tries": tries, "plain": tries < _TRIES}
+            again[segment.id] = replace(segment, metadata=metadata, updated_at=parts.clock())
+        if not summarizer_ready(parts):
+            break
+    stored = [again.get(s.id, s) for s in stored]
+    text, fresh, rough = old.content, old.metadata.get("fresh", 0), True
+    if not any(map(plain, stored)):
+        newest = sorted(stored, key=lambda e: e.number)[-max(fresh, 1) :]
+        waiting = {*again, *(s.id for s in newest)}
+        whole = _rewritten(parts, old, [s for s in stored if s.id in waiting], session=before.session)
+        if not whole.plain:
+            text, fresh, rough = whole.text, 0, False
+    if rough and not again:
+        return False
+    made, said = _version(parts, scope, old, text, new=(), fresh=fresh, rough=rough, folded=turns)
+    better = [_with_pins(s, made, said) for s in again.values()]
+    return _commit(parts, scope, before, folded=(), segments=better, summary=made)
+
+
+def _with_text(parts: Parts, segment: Entry, found: Written) -> Entry:
+    return replace(
+        segment,
+        content=found.text,
+        metadata={**segment.metadata, **_maker(found)},
+        updated_at=parts.clock(),
+        tokens=parts.counter.count(found.text),
+    )
 
 
 def _covered(summary: Entry | None) -> int:
     return int(summary.metadata.get("covered", 0)) if summary else 0
 
 
-__all__ = ["compact", "summary"]
+__all__ = ["OWN_METADATA", "compact", "shown", "summary"]

@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 from ..errors import InputError, NotFound, QueryError
 from ..protocols import Record
+from ..rules.budget import items, units
 from ..rules.filters import parse
 from ..types import Entry, MemoryType, Message, Scope, microseconds, same_content, utc
-from .ingest import Messages, checked, listed, over_limits, own_copy, take, turn
+from .compact import OWN_METADATA
+from .ingest import Messages, checked, listed, own_copy, take, to_compact, turn
 from .parts import Parts, recorded
 from .search import checked_types
 
@@ -138,6 +140,8 @@ def update(parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, p
             message = own_copy(replace(before.message, content=new["content"], payload=None))
             blocks = None if isinstance(message.content, str) else tuple(message.content)
             new.update(content=message.text, blocks=blocks, payload=None, tokens=parts.count(message))
+        if before.seq < 0 and "metadata" in new:
+            new["metadata"] |= {k: v for k, v in before.metadata.items() if k in OWN_METADATA}
         after = replace(before, **new, updated_at=parts.clock())
         summed = "content" in new and bool(_summed(parts, [before]))
         try:
@@ -160,7 +164,7 @@ def update(parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, p
 def _summed(parts: Parts, entries: Iterable[Entry]) -> list[Scope]:
     """The sessions whose summary may speak of *entries*; it is made anew, so RAM is read anew and folding begins."""
     turns = {e.scope.session_id: e.scope for e in entries if e.type is MemoryType.SHORT_TERM or e.seq < 0}
-    return [scope for scope in turns.values() if parts.window(scope).summary is not None]
+    return [scope for scope in turns.values() if parts.window(scope).summed]
 
 
 def delete(
@@ -216,6 +220,28 @@ def _drop(parts: Parts, scope: Scope, doomed: Sequence[Entry]) -> int:
     return count
 
 
+def pin(parts: Parts, scope: Scope, id: str, *, principal: str | None, to: bool) -> None:
+    """Pin a turn of this session, with what it can't stand without: its tool call's messages and its user turn."""
+    parts.authorize(principal, "write", scope)
+    resident = parts.resident(scope)
+    with resident.lock:
+        entry = get(parts, scope, id, principal=principal)
+        if entry.type is not MemoryType.SHORT_TERM or entry.scope.session_id != scope.session_id:
+            raise InputError(f"pin() takes the id of a turn of this session, and {id!r:.80} is none")
+        entries = parts.window(scope).entries
+        if entry.position is None:
+            entries = list(parts.ledger.select(scope, session_only=True, types=[MemoryType.SHORT_TERM]))
+        messages = [e.message for e in entries]
+        row = next(row for row, e in enumerate(entries) if e.number == entry.number)
+        unit = next(u for u in units(messages) if row in u.rows)
+        start = max(s for s in items(messages) if s <= unit.rows[0])
+        rows = {*unit.rows, *([start] if messages[start].role == "user" else [])}
+        try:
+            parts.ledger.pin(scope, [entries[r] for r in sorted(rows)], to=to)
+        finally:
+            resident.forget_window(scope.session_id or "")
+
+
 def set_window(parts: Parts, scope: Scope, messages: Messages, *, principal: str | None) -> None:
     """Make *messages* the window.
 
@@ -230,10 +256,10 @@ def set_window(parts: Parts, scope: Scope, messages: Messages, *, principal: str
         current = list(parts.window(scope).entries)
         kept = _matched(parts, scope, wanted, current, now=now)
         try:
-            summary = parts.window(scope).summary
+            summed = parts.window(scope).summed
             written = parts.ledger.set_window(scope, kept, now=microseconds(now))
             resident.forget_window(scope.session_id or "")
-            if summary is not None and any(r.entry.version > 1 for r in written):
+            if summed and any(r.entry.version > 1 for r in written):
                 resident.forget()  # a summary of what was changed is gone
             session = parts.ledger.session_number(scope)
             assert session is not None
@@ -242,9 +268,9 @@ def set_window(parts: Parts, scope: Scope, messages: Messages, *, principal: str
         except BaseException:
             resident.forget()
             raise
-        over = over_limits(parts, window.turns, window.tokens - window.opening)
+        work = to_compact(parts, window)
     parts.changed()
-    if over:
+    if work:
         parts.full(scope)
 
 
@@ -277,6 +303,7 @@ def _matched(
                 record.entry,
                 number=before.number,
                 seq=before.seq,
+                pinned=before.pinned,
                 version=before.version,
                 created_at=before.created_at,
                 written_at=before.written_at,
@@ -285,4 +312,4 @@ def _matched(
     return kept
 
 
-__all__ = ["clear", "count", "delete", "get", "listing", "select", "set_window", "transcript", "update"]
+__all__ = ["clear", "count", "delete", "get", "listing", "pin", "select", "set_window", "transcript", "update"]

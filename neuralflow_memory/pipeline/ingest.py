@@ -13,6 +13,8 @@ from ..errors import ConflictError, InputError, MessageError
 from ..protocols import OnConflict, Record
 from ..types import ROLES, Entry, MemoryType, Message, Scope, ToolCall, microseconds, utc
 from .parts import Parts, recorded
+from .resident import Window
+from .summarize import plain, summarizer_ready
 
 Messages = str | Message | Iterable[str | Message]
 INJECTED = ("neuralflow", "context")
@@ -37,21 +39,24 @@ def add(
         try:
             done = parts.ledger.append(scope, records, on_conflict=on_conflict, now=microseconds(now))
             window.session, window.erase_epoch = done.session, done.erase_epoch
-            if window.summary is not None and any(r.entry.version > 1 for r in done.written):
+            if window.summed and any(r.entry.version > 1 for r in done.written):
                 resident.forget()  # a summary of what was replaced is gone
                 window = parts.window(scope)
             else:
+                last = window.entries[-1].written_at if window.entries else now
                 take(parts, scope, done.written, session=done.session)
+                window = parts.window(scope)  # read anew, where turns in it were replaced
+                window.due |= (now - last).total_seconds() > parts.settings.context.expiry_time
         except ConflictError:
             raise  # nothing was written
         except BaseException:
             resident.forget()  # whatever was written, RAM is read anew
             raise
-        over = over_limits(parts, window.turns, window.tokens - window.opening)
+        work = to_compact(parts, window)
     if done.written:
         parts.tally["added"] += len(done.written)
         parts.changed()
-    if over:
+    if work:
         parts.full(scope)
     return done.ids
 
@@ -92,7 +97,7 @@ def remember(
         id=own_id,
         key=parts.ledger.key(scope, id=own_id, knowledge=True),
         type=MemoryType(type),
-        content=_encodable(text),
+        content=encodable(text),
         scope=scope,
         seq=0,
         created_at=now,
@@ -134,9 +139,9 @@ def turn(parts: Parts, scope: Scope, message: Message, *, now: datetime) -> Reco
     """A message as the record of a turn, whose number, seq and version the ledger will hand out."""
     message = own_copy(message)
     own_id = message.id or uuid4().hex
-    text = _encodable(message.text)
+    text = encodable(message.text)
     entry = Entry(
-        id=_encodable(own_id),
+        id=encodable(own_id),
         key=parts.ledger.key(scope, id=own_id),
         type=MemoryType.SHORT_TERM,
         content=text,
@@ -176,10 +181,16 @@ def take(parts: Parts, scope: Scope, written: Sequence[Record], *, session: int)
         resident.forget_window(scope.session_id)
 
 
-def over_limits(parts: Parts, turns: int, tokens: int) -> bool:
-    """Whether a window of so many items and tokens, the host's instructions not counted, is to be folded."""
+def over_limits(parts: Parts, window: Window) -> bool:
+    """Whether a window is to be folded."""
     pruning = parts.settings.pruning
-    return turns >= pruning.summarization_threshold or tokens > pruning.max_context_tokens
+    full = window.turns >= pruning.summarization_threshold or window.tokens > pruning.max_context_tokens
+    return full or window.due
+
+
+def to_compact(parts: Parts, window: Window) -> bool:
+    """Whether there is something to fold, or a summary to be written again by a model that is back."""
+    return over_limits(parts, window) or (plain(window.summary) and summarizer_ready(parts))
 
 
 def own_copy(message: Message) -> Message:
@@ -223,7 +234,8 @@ def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     return new
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
+    """*text*, if it can be stored; `MessageError` otherwise."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -233,4 +245,17 @@ def _encodable(text: str) -> str:
     return text
 
 
-__all__ = ["INJECTED", "Messages", "add", "checked", "listed", "over_limits", "own_copy", "remember", "take", "turn"]
+__all__ = [
+    "INJECTED",
+    "Messages",
+    "add",
+    "checked",
+    "encodable",
+    "listed",
+    "over_limits",
+    "own_copy",
+    "remember",
+    "take",
+    "to_compact",
+    "turn",
+]

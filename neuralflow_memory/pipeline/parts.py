@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from weakref import WeakValueDictionary
 
 from ..config import Settings
-from ..protocols import AccessPolicy, Clock, Embedder, EntryStore, Ledger, Record, Summarizer, TokenCounter
-from ..rules.budget import message_tokens
+from ..protocols import AccessPolicy, Clock, Embedder, EntryStore, Floor, Ledger, Record, Summarizer, TokenCounter
+from ..rules.breaker import Breaker
+from ..rules.budget import margin, message_tokens
+from ..rules.excerpt import excerpt
 from ..rules.lexical import term_ids
 from ..security.access import authorize
 from ..types import Entry, Message, Scope
@@ -28,9 +31,11 @@ class Parts:
         changed: Called after a write that left dirty marks.
         full: Called with the scope of a session whose window is over its limits.
         tally: Counts of what happened since the memory was opened, for `stats()`.
+        excerpt: As much of a text as fits so many tokens: the sentences that say most about a question.
         count_again: Counts text that is likely to be asked for again: summaries, quotes.
         shortened: A summary cut to so many tokens, without a model; also likely to be asked for again.
         trouble: The last failure of background work, for `stats()`.
+        breaker: Keeps calls away from a summarizer that fails.
     """
 
     settings: Settings
@@ -40,7 +45,7 @@ class Parts:
     model_id: str | None
     counter: TokenCounter
     summarizer: Summarizer
-    floor: Summarizer
+    floor: Floor
     policy: AccessPolicy
     clock: Clock
     residents: Residents
@@ -49,14 +54,38 @@ class Parts:
     embedding: threading.Lock = field(default_factory=threading.Lock)
     tally: Counter[str] = field(default_factory=Counter)
     trouble: str | None = None
+    breaker: Breaker = field(default_factory=Breaker)
+    _margins: dict[str, float] = field(default_factory=dict)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+    _folds: WeakValueDictionary[Scope, threading.Lock] = field(default_factory=WeakValueDictionary)
     count_again: Callable[[str], int] = field(init=False)
     shortened: Callable[[str, int], str] = field(init=False)
+    excerpt: Callable[[str, str, int], str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.count_again = lru_cache(maxsize=512)(self.counter.count)
+        self.excerpt = lru_cache(maxsize=256)(partial(excerpt, count=self.counter.count))
         self.shortened = lru_cache(maxsize=64)(
             lambda text, tokens: self.floor.summarize([], previous=text, max_tokens=tokens)
         )
+
+    def margin(self, model: str | None) -> float:
+        """By how much a model's tokens exceed ours at most, by what was reported of it."""
+        if model is None:
+            return 1.0
+        if model not in self._margins:
+            self._margins[model] = margin(*(self.ledger.calibration(model) or (0, 0.0, 0.0)))
+        return self._margins[model]
+
+    def calibrate(self, scope: Scope, *, model: str, ratio: float) -> float:
+        """Take in that *model* was charged *ratio* times our tokens; its margin now."""
+        self._margins[model] = margin(*self.ledger.calibrate(scope, model=model, ratio=ratio))
+        return self._margins[model]
+
+    def folding(self, scope: Scope) -> threading.Lock:
+        """The lock around a fold of the scope's session, to be held by name. Folds call models; no other lock covers them."""
+        with self._guard:
+            return self._folds.setdefault(replace(scope, agent_id=None), threading.Lock())
 
     def authorize(self, principal: str | None, action: str, scope: Scope) -> None:
         authorize(self.policy, principal, action=action, scope=scope)
@@ -75,7 +104,7 @@ class Parts:
 
     def window(self, scope: Scope) -> Window:
         """The session's window; for those who hold its resident's lock."""
-        return self.residents.of(scope).window(scope, count=self.count)
+        return self.residents.of(scope).window(scope, count=self.count, expiry=self.settings.context.expiry_time)
 
 
 def recorded(entry: Entry) -> Record:

@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from ..protocols import Ledger
+from ..rules.budget import pauses
 from ..types import Entry, Message, Scope
 from .scope_index import ScopeIndex
 
@@ -31,28 +32,32 @@ class Window:
     summary: Entry | None = None
     session: int = 0
     erase_epoch: int = 0
+    tasks: list[Entry] = field(default_factory=list)
+    summed: bool = False
+    """Segments were made of turns that have left it, so that a change of one may take summaries with it."""
+    due: bool = False
+    """A fold is due whatever the window's size: its session was idle, or the summary is to be made anew."""
+    model: str | None = None
+    """The model that the session's prompts go to, as the host reported it."""
+    sent: int = 0
+    """Tokens of the prompt that was built last, with what the caller reserved; 0 when none was."""
     tokens: int = 0
-    opening: int = 0
-    """Tokens of the host's own instructions at the front, which are never folded."""
+    """Of what may be folded: neither the host's own instructions at the front nor pinned turns."""
     turns: int = 0
-    """Items: user turns, and what stands before the first."""
+    """Items that may be folded: user turns, and what stands before the first."""
 
     def append(self, entry: Entry) -> None:
-        if entry.role == "user" or not self.entries:
-            self.turns += 1
-        if entry.role in ("system", "developer") and self.opening == self.tokens:
-            self.opening += entry.tokens
+        front = entry.role in ("system", "developer") and not self.tokens and not self.turns
+        if not entry.pinned and not front:
+            self.turns += int(entry.role == "user" or not self.turns)
+            self.tokens += entry.tokens
         self.entries.append(entry)
-        self.tokens += entry.tokens
 
     def take(self, entries: Iterable[Entry]) -> None:
         """Hold *entries* instead of what was held."""
-        self.entries, self.tokens, self.opening, self.turns = [], 0, 0, 0
+        self.entries, self.tokens, self.turns = [], 0, 0
         for entry in entries:
             self.append(entry)
-
-    def messages(self) -> list[Message]:
-        return [e.message for e in self.entries]
 
 
 class Resident:
@@ -88,8 +93,8 @@ class Resident:
             self._index = index
         return self._index
 
-    def window(self, scope: Scope, *, count: Callable[[Message], int]) -> Window:
-        """The window of *scope*'s session."""
+    def window(self, scope: Scope, *, count: Callable[[Message], int], expiry: float) -> Window:
+        """The window of *scope*'s session; *expiry*: seconds of silence after which a fold is due."""
         assert scope.session_id is not None
         window = self._windows.get(scope.session_id)
         if window is None:
@@ -98,7 +103,10 @@ class Resident:
             if stored is not None:
                 window.summary = stored.summary and _counted(stored.summary, count)
                 window.session, window.erase_epoch = stored.session, stored.erase_epoch
+                window.tasks, window.model = stored.tasks, stored.model
                 window.take(_counted(e, count) for e in stored.entries)
+                window.summed = stored.summary is not None or stored.unsummed
+                window.due = stored.unsummed or bool(pauses(window.entries, seconds=expiry))
             self._windows[scope.session_id] = window
             if len(self._windows) > _WINDOWS:
                 self._windows.popitem(last=False)

@@ -21,6 +21,7 @@ from ..rules.vectors import unit_rows
 from ..types import TYPE_NUMBER, TYPES, Hit, MemoryType, Scope, microseconds, utc
 from .index import embed_now
 from .parts import Parts
+from .resident import Resident
 from .scope_index import ScopeIndex
 
 Within = Literal["user", "session", "agent"]
@@ -28,6 +29,7 @@ Row = npt.NDArray[np.bool_]
 
 LONGEST_QUERY = 10_000  # characters; an embedder reads the first few hundred words anyway
 MOST_IN_RAM = 50_000  # entries; above, the vector index answers for the dense part
+_EPISODIC = TYPE_NUMBER[MemoryType.EPISODIC]
 _FROM_INDEX = 200  # candidates that the vector index is asked for
 
 
@@ -42,6 +44,8 @@ class Conditions:
     within: Within | None = None
     besides: frozenset[int] = frozenset()
     """Numbers of entries that are no hits and count for nothing, such as the question itself."""
+    summaries: bool = True
+    """Whether running summaries, which repeat what their turns say, may be hits where *types* asks for episodes."""
 
 
 def search(
@@ -86,8 +90,8 @@ def ranked(parts: Parts, scope: Scope, query: str, *, principal: str | None, con
         index = resident.load(model or _model(parts), most_vectors=MOST_IN_RAM)
         allowed = _allowed(parts, scope, index, conditions, kinds=kinds, session=session)
         counted = index.alive.copy()
-        if kinds is None or MemoryType.EPISODIC not in kinds:
-            counted &= index.seq > 0  # running summaries repeat what their turns say: only on request
+        if not conditions.summaries or kinds is None or MemoryType.EPISODIC not in kinds:
+            counted &= (index.seq > 0) | (index.kind != _EPISODIC)
         counted[[index.row_of[number] for number in conditions.besides if number in index.row_of]] = False
         allowed &= counted
         signals = _signals(index, query, question, near, counted)
@@ -133,6 +137,11 @@ def _session(parts: Parts, scope: Scope, within: Within | None) -> int | None:
 def _model(parts: Parts) -> tuple[int, int] | None:
     """Number and dimensions of the embedding model, None until it has embedded something."""
     return None if parts.model_id is None else parts.ledger.known_model(parts.model_id)
+
+
+def index_of(parts: Parts, resident: Resident) -> ScopeIndex:
+    """What search reads of the resident's owner; hold its lock."""
+    return resident.load(_model(parts), most_vectors=MOST_IN_RAM)
 
 
 def checked_types(types: Iterable[MemoryType] | None) -> list[MemoryType] | None:
@@ -230,8 +239,9 @@ def _signals(
         "lexical": ranking.relative(index.postings.bm25(terms, alive=counted)),
         "session": ranking.relative(index.postings.grouped(terms, index.place, alive=counted))[index.place],
         "length": ranking.length(index.words),
-        "statement": ranking.statement(index.question, index.words),
     }
+    if ranking.asks(query):
+        signals["statement"] = ranking.statement(index.question, index.words)
     if near is not None:
         dense = np.zeros(index.rows, np.float32)
         for number, similarity in near.items():
@@ -245,4 +255,4 @@ def _signals(
     return {"dense": dense, "next": np.where(index.after >= 0, dense[index.after], 0.0), **signals}
 
 
-__all__ = ["Conditions", "Within", "checked_types", "ranked", "search"]
+__all__ = ["Conditions", "Within", "checked_types", "index_of", "ranked", "search"]

@@ -38,7 +38,7 @@ STOP_WORDS = _words(
 )
 """English function words; they carry no content and are dropped from every text."""
 
-_FUNCTION_WORDS = {
+FUNCTION_WORDS = {
     language: _words(listed)
     for language, listed in {
         "german": """aber auch auf aus bei das dass dem der des ein eine einen einer es für habe haben hat ich ihr ist
@@ -62,7 +62,7 @@ _FUNCTION_WORDS = {
 }
 # Norwegian shares its function words with Danish and is stemmed as it: on both sides alike, which is what counts.
 
-_ALL_FUNCTION_WORDS: frozenset[str] = frozenset().union(*_FUNCTION_WORDS.values())
+_ALL_FUNCTION_WORDS: frozenset[str] = frozenset().union(*FUNCTION_WORDS.values())
 
 _SCRIPTS = {
     "LATIN": "english",
@@ -74,7 +74,7 @@ _SCRIPTS = {
     "ARMENIAN": "armenian",
 }
 
-_UNACCENTED = frozenset({"english", "greek", *_FUNCTION_WORDS})
+_UNACCENTED = frozenset({"english", "greek", *FUNCTION_WORDS})
 """Whose stems lose their accents, as people type them with and without."""
 
 _HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -145,7 +145,7 @@ def _pieces(text: str) -> tuple[list[str], str]:
     else:
         folded = unicodedata.normalize("NFKC", text.translate(_SPELLING)).casefold()
         pieces = _PIECE.findall(unicodedata.normalize("NFKC", folded))
-    return pieces, _language(pieces)
+    return pieces, language_of(pieces)
 
 
 def _is_word(piece: str) -> bool:
@@ -163,15 +163,15 @@ def _id(token: str, key: bytes) -> int:
     return int.from_bytes(blake2b(token.encode(), digest_size=4, key=key).digest(), "little")
 
 
-def _language(pieces: Iterable[str]) -> str:
+def language_of(pieces: Iterable[str]) -> str:
     """Return the language, other than English, that a text surely is in; else an empty string."""
     words = frozenset(pieces)
     foreign = words & _ALL_FUNCTION_WORDS
     if len(foreign) < 2:
         return ""
-    counts = sorted(((len(foreign & known), name) for name, known in _FUNCTION_WORDS.items()), reverse=True)
+    counts = sorted(((len(foreign & known), name) for name, known in FUNCTION_WORDS.items()), reverse=True)
     (best, name), (second, _) = counts[:2]
-    sure = best >= 2 and best > second and best > len(words & STOP_WORDS - _FUNCTION_WORDS[name])
+    sure = best >= 2 and best > second and best > len(words & STOP_WORDS - FUNCTION_WORDS[name])
     return name if sure else ""
 
 

@@ -6,6 +6,7 @@ halving or doubling a weight moves the share of evidence among the first ten hit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 Scores = npt.NDArray[np.float32]
+_ASKING = re.compile(
+    r"[?？؟]|^\W*(?:what|who|whom|whose|when|where|which|why|how|did|do|does|is|are|was|were|can|could|has|have|had"
+    r"|wer|was|wann|wo|wie|warum|welche\w*|qui|que|quoi|quand|où|comment|pourquoi|quel\w*|qué|quién|cuándo|dónde|cómo"
+    r"|кто|что|когда|где|как|почему)\b",
+    re.IGNORECASE,
+)
 _SATURATED = np.log(21)  # twenty words say as much as they can by their number
 
 
@@ -27,7 +34,7 @@ class Weights:
         lexical: BM25 of the entry (with the end of the turn before it), relative to the best of the search.
         session: BM25 of the entry's session as one document, relative to the best: what the talk was about.
         length: See `length`.
-        statement: See `statement`.
+        statement: See `statement`. Counts for questions only: who quotes a sentence may look for a question.
     """
 
     dense: float = 1.0
@@ -66,6 +73,11 @@ def statement(question: npt.NDArray[np.bool_], words: npt.NDArray[Any]) -> Score
     return (1.0 - question * np.clip(1.0 - (words - 10) / 30, 0.0, 1.0)).astype(np.float32)
 
 
+def asks(query: str) -> bool:
+    """Whether *query* is a question: by its mark, or by the word that it begins with."""
+    return bool(_ASKING.search(query))
+
+
 def best(scores: Scores, allowed: npt.NDArray[np.bool_], *, k: int) -> npt.NDArray[np.int64]:
     """Rows of the *k* best allowed scores, best first; of equal ones the earlier row."""
     rows = np.flatnonzero(allowed)
@@ -75,4 +87,4 @@ def best(scores: Scores, allowed: npt.NDArray[np.bool_], *, k: int) -> npt.NDArr
     return rows[np.argsort(-scores[rows], kind="stable")][:k]
 
 
-__all__ = ["Weights", "best", "length", "relative", "statement", "weighted"]
+__all__ = ["Weights", "asks", "best", "length", "relative", "statement", "weighted"]

@@ -17,10 +17,10 @@ _PLAIN = 0  # codec tag of stored text and payload; others mean encrypted or com
 _COLUMNS = (
     "no, session, seq, position, key, id, type, role, name, agent_id, content, body, payload, metadata, codec, tags, "
     "category, source, importance, provenance, trust, sources, created_at, written_at, updated_at, expires_at, "
-    "version, tokens, counter"
+    "version, tokens, counter, pinned"
 )
 _PUT = (
-    f"INSERT INTO entries ({_COLUMNS}) VALUES ({', '.join('?' * 29)}) ON CONFLICT (no) DO UPDATE SET "
+    f"INSERT INTO entries ({_COLUMNS}) VALUES ({', '.join('?' * 30)}) ON CONFLICT (no) DO UPDATE SET "
     + ", ".join(f"{c} = excluded.{c}" for c in _COLUMNS.split(", ")[1:])
     + " WHERE excluded.version > entries.version"
 )
@@ -73,13 +73,14 @@ def row_of(entry: Entry, *, session: int, counter: str) -> tuple[Any, ...]:
         entry.version,
         entry.tokens,
         counter,
+        entry.pinned,
     )
 
 
 def entry_of(row: Sequence[Any], *, scope: Scope) -> tuple[Entry, str]:
     """The entry in *row*, and the name of the counter that its `tokens` were counted with."""
     body = json.loads(row[11]) if row[11] else {}
-    session_id = row[29] or None
+    session_id = row[30] or None
     entry = Entry(
         id=row[5],
         key=row[4].hex(),
@@ -111,6 +112,7 @@ def entry_of(row: Sequence[Any], *, scope: Scope) -> tuple[Entry, str]:
         tokens=row[27],
         position=row[3],
         number=row[0],
+        pinned=bool(row[29]),
     )
     return entry, row[28]
 

@@ -54,6 +54,7 @@ def sequence(
                 number=before.number,
                 seq=before.seq,
                 position=before.position,
+                pinned=before.pinned,
                 version=before.version + 1,
                 created_at=before.created_at,
                 written_at=before.written_at,
@@ -69,6 +70,16 @@ def placed(head: Head, entry: Entry, *, version: int) -> Entry:
     return replace(entry, number=(head.owner << OWNER_SHIFT) | head.last_n, seq=head.last_seq, version=version)
 
 
+def placed_below(db: sqlite3.Connection, head: Head, entry: Entry) -> Entry:
+    """*entry*, which is no turn, with the next number of its owner, and a seq before all that its session has.
+
+    Summaries and tasks count seq downwards from -1, so that turns have no gaps in theirs.
+    """
+    lowest = db.execute("SELECT min(seq) FROM entries WHERE session = ?", (head.session,)).fetchone()[0] or 0
+    head.last_n += 1
+    return replace(entry, number=(head.owner << OWNER_SHIFT) | head.last_n, seq=min(lowest, 0) - 1, version=1)
+
+
 def place(db: sqlite3.Connection, entry: Entry, *, scope: Scope) -> Head:
     """Where *entry* stands; `NotFound` when it is gone or not of *scope*, `ConflictError` when it has changed."""
     owner = sessions.owner_of(db, scope)
@@ -80,10 +91,19 @@ def place(db: sqlite3.Connection, entry: Entry, *, scope: Scope) -> Head:
     return sessions.head_of(db, int(row[0]))
 
 
-def apply(db: sqlite3.Connection, head: Head, records: Sequence[Record], *, counter: str, restore: bool = True) -> None:
+def apply(
+    db: sqlite3.Connection,
+    head: Head,
+    records: Sequence[Record],
+    *,
+    counter: str,
+    restore: bool = True,
+    edited: bool = False,
+) -> None:
     """Put finished records in place: entry, features and dirty mark. Repeating it changes nothing.
 
-    Summaries of texts that change go, and what only they covered returns to the window, unless *restore* is False.
+    Summaries of turns that change go, and what only they covered returns to the window, unless *restore* is False.
+    *edited*: somebody has changed a text, so that what was made from a segment goes as well.
     """
     changed = [r.entry for r in records if r.entry.version > 1 and _reads_otherwise(db, r.entry)]
     # Neither its vector nor a summary may speak for a text that is gone; what is unchanged keeps both.
@@ -91,9 +111,10 @@ def apply(db: sqlite3.Connection, head: Head, records: Sequence[Record], *, coun
     entries.put(db, [entries.row_of(r.entry, session=head.session, counter=counter) for r in records])
     fulltext.put(db, [r.feature(session=head.session) for r in records])
     vectors.mark(db, [(r.entry.number, bytes.fromhex(r.entry.key), r.entry.version) for r in records])
-    if changed:
-        now = microseconds(max(e.updated_at for e in changed))
-        ids = [e.id for e in changed]
+    sources = [e for e in changed if edited or e.type is MemoryType.SHORT_TERM]
+    if sources:
+        now = microseconds(max(e.updated_at for e in sources))
+        ids = [e.id for e in sources]
         head.summary = summaries.unfold(
             db, owner=head.owner, session=head.session, changed=ids, now=now, restore=restore
         )

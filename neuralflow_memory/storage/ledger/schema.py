@@ -64,7 +64,34 @@ def _m001_tables(db: sqlite3.Connection) -> None:
     db.execute("INSERT INTO meta VALUES ('secret', ?)", (secrets.token_bytes(16),))
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m001_tables,)
+def _m002_working_memory(db: sqlite3.Connection) -> None:
+    db.execute("ALTER TABLE entries ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0")
+    db.execute("CREATE INDEX entries_working ON entries (session) WHERE type = 1")
+    # The model that the session's prompts went to, as the host reported it.
+    db.execute("ALTER TABLE sessions ADD COLUMN model TEXT")
+    # Tokens a model was charged for, over ours: count, mean, and sum of squared deviations (Welford).
+    db.execute(
+        "CREATE TABLE calibration (model TEXT PRIMARY KEY, n INTEGER NOT NULL, mean REAL NOT NULL, m2 REAL NOT NULL) "
+        "WITHOUT ROWID"
+    )
+    # What summaries took, by day (since 1970, UTC) and session.
+    db.execute(
+        "CREATE TABLE spending (day INTEGER NOT NULL, session INTEGER NOT NULL, calls INTEGER NOT NULL, "
+        "input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, cost REAL NOT NULL, "
+        "PRIMARY KEY (day, session)) WITHOUT ROWID"
+    )
+    db.execute("CREATE INDEX spending_by_session ON spending (session)")
+    from . import summaries  # which knows our constants
+
+    # A summary used to quote the one before it, and to name the turns of its own fold only. What such ones cover is folded
+    # anew.
+    for session, owner in db.execute("SELECT id, owner FROM sessions WHERE summary IS NOT NULL").fetchall():
+        made = "SELECT no FROM entries WHERE session = ? AND seq < 0 AND type = 3"
+        gone = [number for (number,) in db.execute(made, (session,))]
+        summaries.unfold(db, owner=owner, session=session, changed=(), gone=gone, now=0)
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m001_tables, _m002_working_memory)
 
 
 def migrate(db: sqlite3.Connection) -> None:

@@ -24,10 +24,11 @@ class Head:
     summary: int | None
     version: int
     active_at: int
+    model: str | None
 
 
 _HEAD = """SELECT o.id, o.last_n, o.erase_epoch, s.id, s.last_seq, s.last_position, s.summary, s.version,
-    s.active_at FROM owners o JOIN sessions s ON s.owner = o.id WHERE """
+    s.active_at, s.model FROM owners o JOIN sessions s ON s.owner = o.id WHERE """
 
 
 def owner_key(scope: Scope) -> str:
@@ -86,13 +87,14 @@ def listing(db: sqlite3.Connection, *, tenant: str, user_id: str | None) -> list
         where, parameter = "o.key = ?", owner_key(Scope(tenant, user_id))
     rows = db.execute(
         "SELECT s.session_id, o.user_id, o.tenant, (SELECT count(*) FROM entries e WHERE e.session = s.id AND e.type = 0), "
-        "s.created_at, s.active_at FROM sessions s JOIN owners o ON o.id = s.owner "
+        "s.created_at, s.active_at, (SELECT coalesce(sum(input_tokens + output_tokens), 0) FROM spending WHERE session = s.id), "
+        "(SELECT coalesce(sum(cost), 0.0) FROM spending WHERE session = s.id) FROM sessions s JOIN owners o ON o.id = s.owner "
         f"WHERE {where} AND s.session_id != ? ORDER BY s.active_at DESC, s.id DESC",
         (parameter, KNOWLEDGE),
     )
     return [
-        SessionInfo(session_id, user, ten, messages, moment(created), moment(active))
-        for session_id, user, ten, messages, created, active in rows
+        SessionInfo(session_id, user, ten, messages, moment(created), moment(active), model_tokens, cost)
+        for session_id, user, ten, messages, created, active, model_tokens, cost in rows
     ]
 
 

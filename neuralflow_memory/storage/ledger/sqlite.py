@@ -16,8 +16,8 @@ from typing import Any, Literal
 from ..._failpoints import failpoint
 from ...errors import EmbeddingError
 from ...protocols import Appended, Dirty, Feature, OnConflict, Record, StoredWindow
-from ...types import TYPE_NUMBER, Entry, MemoryType, Scope, SessionInfo
-from . import entries, fulltext, log, sessions, summaries, vectors, windows
+from ...types import TYPE_NUMBER, Entry, MemoryType, Scope, SessionInfo, Summary
+from . import entries, fulltext, log, sessions, summaries, usage, vectors, windows
 from .database import Database
 from .schema import OWNER_SHIFT
 from .sessions import KNOWLEDGE
@@ -94,7 +94,7 @@ class SqliteLedger:
         with self._db.write() as db:
             head = log.place(db, record.entry, scope=scope)
             record = replace(record, entry=replace(record.entry, version=record.entry.version + 1))
-            log.apply(db, head, [record], counter=self._counter)
+            log.apply(db, head, [record], counter=self._counter, edited=True)
             failpoint("change.applied")
         failpoint("change.committed")
         return record, head.session
@@ -148,24 +148,108 @@ class SqliteLedger:
         failpoint("change.committed")
         return written
 
-    def fold(self, scope: Scope, *, folded: Sequence[Entry], before: StoredWindow, summary: Record) -> Record | None:
-        """Take *folded* out of the window and make *summary* the session's summary, in one transaction.
+    def fold(
+        self,
+        scope: Scope,
+        *,
+        folded: Sequence[Entry],
+        before: StoredWindow,
+        segments: Sequence[Record],
+        summary: Record,
+        read: Sequence[Entry] = (),
+    ) -> list[Record] | None:
+        """Take *folded* out of the window, store *segments* and make *summary* the session's summary, in one transaction.
 
-        None, and nothing is done, when the summary is stale: an entry changed, left the window or was deleted, another
-        fold came first, the subject was erased.
+        None, and nothing is done, when they are stale: an entry changed, left the window or was deleted, another fold
+        came first, the subject was erased.
         """
         with self._db.write() as db:
             head = sessions.head(db, scope, session_id=_session_id(scope))
-            if head is None or not windows.unchanged(db, head, folded=folded, before=before):
+            read = [*read, *(r.entry for r in segments if r.entry.number)]
+            if head is None or not windows.unchanged(db, head, folded=folded, before=before, read=read):
                 return None
-            record = windows.summarized(db, head, summary)
-            log.apply(db, head, [record], counter=self._counter)
+            records: list[Record] = []
+            for given in (*segments, summary):
+                records.append(windows.numbered(db, head, given))
+                log.apply(db, head, records[-1:], counter=self._counter)
             windows.leave(db, folded)
-            head.summary = record.entry.number
+            head.summary = records[-1].entry.number
             sessions.save_head(db, head)
             failpoint("fold.applied")
         failpoint("fold.committed")
-        return record
+        return records
+
+    def segments(self, scope: Scope, *, last: int | None = None) -> list[Entry]:
+        """The segments of a session's summary, or those made last, in the order of the turns that they cover."""
+        with self._db.read() as db:
+            head = sessions.head(db, scope, session_id=_session_id(scope))
+            if head is None:
+                return []
+            where = "e.session = ? AND e.seq < 0 AND e.type = 3 AND e.no IS NOT ?"
+            tail = "ORDER BY e.no DESC" if last is None else f"ORDER BY e.no DESC LIMIT {int(last)}"
+            rows = entries.select(db, where, (head.session, head.summary), scope=scope, owner=head.owner, tail=tail)
+            return sorted((e for e, _ in rows), key=lambda e: int(e.metadata.get("first", e.number)))
+
+    def pin(self, scope: Scope, pinned: Sequence[Entry], *, to: bool) -> None:
+        """Mark turns as pinned, and put those that had left the window back into it; or take the mark away."""
+        with self._db.write() as db:
+            head = sessions.head(db, scope, session_id=_session_id(scope))
+            numbers = [e.number for e in pinned]
+            db.executemany("UPDATE entries SET pinned = ? WHERE no = ?", [(to, n) for n in numbers])
+            if to and head is not None:
+                summaries.put_back(db, head.session, numbers)
+            failpoint("change.applied")
+        failpoint("change.committed")
+
+    def work(
+        self, scope: Scope, *, tasks: Sequence[Record], over: Sequence[Entry], outcome: Record | None, now: int
+    ) -> tuple[list[Record], int]:
+        """Write tasks (new, or new versions of those that were read), delete *over* and append *outcome*, all or none.
+
+        Raises `ConflictError` when a task has changed since it was read, `NotFound` when it is gone.
+        """
+        with self._db.write() as db:
+            head = sessions.open_head(db, scope, session_id=_session_id(scope), now=now)
+            written = []
+            for record in tasks:
+                entry = record.entry
+                if entry.number:
+                    log.place(db, entry, scope=scope)  # raises unless it is as it was read
+                    entry = replace(entry, version=entry.version + 1)
+                else:
+                    entry = log.placed_below(db, head, entry)
+                written.append(replace(record, entry=entry))
+                log.apply(db, head, written[-1:], counter=self._counter)
+            for entry in over:
+                summaries.remove(db, entry.number, bytes.fromhex(entry.key), owner=head.owner, now=now)
+            if outcome is not None:
+                written.append(replace(outcome, entry=log.placed(head, outcome.entry, version=1)))
+                log.apply(db, head, written[-1:], counter=self._counter)
+            sessions.save_head(db, head)
+            failpoint("change.applied")
+        failpoint("change.committed")
+        return written, head.session
+
+    # -- what models take
+
+    def spend(self, session: int, *, day: int, summary: Summary) -> None:
+        with self._db.write() as db:
+            usage.spend(db, session, day=day, summary=summary)
+
+    def spent(self, *, day: int | None = None, session: int | None = None) -> dict[str, float]:
+        with self._db.read() as db:
+            return usage.spent(db, day=day, session=session)
+
+    def calibrate(self, scope: Scope, *, model: str, ratio: float) -> tuple[int, float, float]:
+        with self._db.write() as db:
+            head = sessions.head(db, scope, session_id=_session_id(scope))
+            if head is not None:
+                db.execute("UPDATE sessions SET model = ? WHERE id = ?", (model, head.session))
+            return usage.calibrate(db, model, ratio=ratio)
+
+    def calibration(self, model: str) -> tuple[int, float, float] | None:
+        with self._db.read() as db:
+            return usage.calibration(db, model)
 
     # -- reading
 

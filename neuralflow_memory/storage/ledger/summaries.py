@@ -33,51 +33,63 @@ def unfold(
     gone: Collection[int] = (),
     restore: bool = True,
 ) -> int | None:
-    """Delete the summaries of *session* that were made from the entries *changed* (ids); the number of its summary now.
+    """Delete the segments of *session* that were made from the entries *changed* (ids), and the summary made from those.
 
-    The newest summary that knows nothing of them is the session's again. The turns that the others covered go back into
-    the window, before what is there; not if *restore* is False, when somebody has just said what the window is.
+    The number of the session's summary, None once it is gone: it is made anew from the other segments. The turns that no
+    segment covers any more go back into the window; not if *restore* is False, when somebody has just said what the
+    window is.
     """
     current: int | None = db.execute("SELECT summary FROM sessions WHERE id = ?", (session,)).fetchone()[0]
-    # Summaries stand before the turns in seq, and each was made after those that it continues.
     rows = db.execute(
-        "SELECT no, key, id, sources FROM entries WHERE session = ? AND seq < 0 ORDER BY no", (session,)
+        "SELECT no, key, id, sources FROM entries WHERE session = ? AND seq < 0 AND type = 3 ORDER BY no", (session,)
     ).fetchall()
     tainted, stale = set(changed), {}
+    uncovered: list[str] = []
+    covered: set[str] = set()
     for number, key, own_id, sources in rows:
-        if number in gone or not tainted.isdisjoint(json.loads(sources or "[]")):
+        made_from = json.loads(sources or "[]")
+        if number in gone or not tainted.isdisjoint(made_from):
             tainted.add(own_id)
             stale[number] = key
+            uncovered += made_from
+        elif number != current:
+            covered.update(made_from)
     if not stale:
         return current
-    named = {own_id: number for number, _, own_id, _ in rows}
-    made_from = {number: json.loads(sources or "[]") for number, _, _, sources in rows}
-    uncovered: list[str] = []
-    while current in stale:
-        sources = made_from[current]
-        uncovered += [s for s in sources if s not in named]
-        current = next((named[s] for s in sources if s in named), None)
-    for number, key in stale.items():
-        remove(db, number, key, owner=owner, now=now)
-    db.execute("UPDATE sessions SET summary = ?, version = version + 1 WHERE id = ?", (current, session))
+    for number, key, _, _ in rows:
+        if number in stale or number == current:
+            remove(db, number, key, owner=owner, now=now)
+    db.execute("UPDATE sessions SET summary = NULL, version = version + 1 WHERE id = ?", (session,))
     if restore:
-        _return(db, session, uncovered)
-    return current
+        back = db.execute(
+            "SELECT no FROM entries WHERE session = ? AND type = 0 AND id IN (SELECT value FROM json_each(?))",
+            (session, json.dumps([i for i in uncovered if i not in covered])),
+        ).fetchall()
+        put_back(db, session, [number for (number,) in back])
+    return None
 
 
-def _return(db: sqlite3.Connection, session: int, ids: list[str]) -> None:
-    """Put turns back into the window, in their order, before what is there."""
-    first = db.execute(
-        "SELECT coalesce(min(e.position), s.last_position + 1) FROM sessions s LEFT JOIN entries e "
-        "ON e.session = s.id AND e.position IS NOT NULL WHERE s.id = ?",
-        (session,),
-    ).fetchone()[0]
-    numbers = db.execute(
-        "SELECT no FROM entries WHERE session = ? AND type = 0 AND position IS NULL "
-        "AND id IN (SELECT value FROM json_each(?)) ORDER BY seq",
-        (session, json.dumps(ids)),
+def put_back(db: sqlite3.Connection, session: int, numbers: Collection[int]) -> None:
+    """Put turns that had left back into the window, each before the first turn there that was said after it."""
+    kept = db.execute(
+        "SELECT no, seq, position FROM entries WHERE session = ? AND position IS NOT NULL ORDER BY position", (session,)
     ).fetchall()
+    there = {number for number, _, _ in kept}
+    back = db.execute(
+        "SELECT no, seq FROM entries WHERE no IN (SELECT value FROM json_each(?)) ORDER BY seq",
+        (json.dumps([n for n in numbers if n not in there]),),
+    ).fetchall()
+    if not back:
+        return
+    front: list[int] = []  # what stands before, or among, what comes back
+    rest = kept
+    for number, seq in back:
+        while rest and rest[0][1] < seq:
+            front.append(rest[0][0])
+            rest = rest[1:]
+        front.append(number)
+    last = db.execute("SELECT last_position FROM sessions WHERE id = ?", (session,)).fetchone()[0]
+    end = rest[0][2] if rest else last + 1
     db.executemany(
-        "UPDATE entries SET position = ? WHERE no = ?",
-        [(first - len(numbers) + place, no) for place, (no,) in enumerate(numbers)],
+        "UPDATE entries SET position = ? WHERE no = ?", [(end - len(front) + i, n) for i, n in enumerate(front)]
     )

@@ -9,7 +9,6 @@ from dataclasses import replace
 from ...protocols import Record, StoredWindow
 from ...types import Entry, Scope
 from . import entries, log
-from .schema import OWNER_SHIFT
 from .sessions import Head
 
 
@@ -22,7 +21,18 @@ def load(db: sqlite3.Connection, head: Head, *, scope: Scope, counter: str) -> S
 
     kept = found("e.session = ? AND e.position IS NOT NULL", head.session)
     summary = found("e.no = ?", head.summary) if head.summary is not None else []
-    return StoredWindow(kept, summary[0] if summary else None, head.session, head.erase_epoch)
+    tasks = found("e.session = ? AND e.type = 1", head.session)
+    segments = "SELECT 1 FROM entries WHERE session = ? AND seq < 0 AND type = 3 LIMIT 1"
+    unsummed = not summary and db.execute(segments, (head.session,)).fetchone() is not None
+    return StoredWindow(
+        kept,
+        summary[0] if summary else None,
+        head.session,
+        head.erase_epoch,
+        tasks,
+        unsummed=unsummed,
+        model=head.model,
+    )
 
 
 def arrange(db: sqlite3.Connection, head: Head, kept: Sequence[Entry | Record]) -> list[Record]:
@@ -44,27 +54,33 @@ def arrange(db: sqlite3.Connection, head: Head, kept: Sequence[Entry | Record]) 
     return written
 
 
-def unchanged(db: sqlite3.Connection, head: Head, *, folded: Sequence[Entry], before: StoredWindow) -> bool:
-    """Whether what a summary was made from still stands: epoch, earlier summary, and the turns in the window."""
+def unchanged(
+    db: sqlite3.Connection,
+    head: Head,
+    *,
+    folded: Sequence[Entry],
+    before: StoredWindow,
+    read: Sequence[Entry],
+) -> bool:
+    """Whether what a summary was made from still stands: epoch, earlier summary, segments, the turns in the window."""
     if head.erase_epoch != before.erase_epoch or head.summary != (before.summary.number if before.summary else None):
         return False
-    if before.summary is not None:
-        row = db.execute("SELECT version FROM entries WHERE no = ?", (before.summary.number,)).fetchone()
-        if row is None or row[0] != before.summary.version:
+    for entry in (*([before.summary] if before.summary else []), *read):
+        row = db.execute("SELECT version FROM entries WHERE no = ?", (entry.number,)).fetchone()
+        if row is None or row[0] != entry.version:
             return False
     for entry in folded:
-        row = db.execute("SELECT version, position FROM entries WHERE no = ?", (entry.number,)).fetchone()
-        if row is None or row[0] != entry.version or row[1] is None:
+        row = db.execute("SELECT version, position, pinned FROM entries WHERE no = ?", (entry.number,)).fetchone()
+        if row is None or row[0] != entry.version or row[1] is None or row[2]:
             return False
     return True
 
 
-def summarized(db: sqlite3.Connection, head: Head, summary: Record) -> Record:
-    """*summary* with its number. Summaries count seq downwards from -1, so that turns have no gaps in theirs."""
-    lowest = db.execute("SELECT min(seq) FROM entries WHERE session = ?", (head.session,)).fetchone()[0] or 0
-    head.last_n += 1
-    number = (head.owner << OWNER_SHIFT) | head.last_n
-    return replace(summary, entry=replace(summary.entry, number=number, seq=min(lowest, 0) - 1, version=1))
+def numbered(db: sqlite3.Connection, head: Head, record: Record) -> Record:
+    """A segment or summary as it is to be stored: a new one placed, a rewritten one as its next version."""
+    entry = record.entry
+    new = replace(entry, version=entry.version + 1) if entry.number else log.placed_below(db, head, entry)
+    return replace(record, entry=new)
 
 
 def leave(db: sqlite3.Connection, folded: Sequence[Entry]) -> None:

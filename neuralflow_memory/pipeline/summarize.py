@@ -1,0 +1,135 @@
+"""Who writes a summary: the summarizer, where it may and can; the floor, which needs no model, where not."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from ..errors import SummarizerError
+from ..types import Entry, Message, Summary
+from .parts import Parts
+
+PATIENCE = 120.0  # seconds for one answer of the summarizer; then the floor writes the summary
+_DAY = 86_400
+_LONG = 2  # times the limit, up to which too long an answer is cut to size instead of being refused
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A summary; who wrote it; and whether that was the floor in a model's place."""
+
+    text: str
+    by: str
+    plain: bool
+
+
+def plain(entry: Entry | None) -> bool:
+    """Whether the floor wrote a summary, or a part of it, that a model was meant to write."""
+    return entry is not None and bool(entry.metadata.get("plain"))
+
+
+def summarizer_ready(parts: Parts) -> bool:
+    """Whether there is a model to write summaries, and it may be asked now."""
+    return parts.summarizer is not parts.floor and parts.breaker.allows(parts.clock().timestamp())
+
+
+def written(parts: Parts, messages: Sequence[Message], *, previous: str, limit: int, session: int) -> Written:
+    """*previous* with *messages* worked in, at most *limit* tokens; by the floor where the summarizer can't or may not.
+
+    A message that is longer than the summarizer reads at a time is worked in piece by piece. What the summarizer takes is
+    counted for *session*. This may wait `PATIENCE` seconds a call; hold no lock but that of the fold.
+    """
+    parts.tally["summarizer_calls"] += 1
+    if parts.summarizer is parts.floor:
+        return Written(
+            parts.floor.summarize(messages, previous=previous, max_tokens=limit), parts.floor.name, plain=False
+        )
+    if limit > 0 and _may_ask(parts):
+        try:
+            text = previous
+            for piece in _readable(parts, messages):
+                text = _answer(parts, piece, text, limit, session)
+            parts.breaker.succeeded()
+            return Written(text, parts.summarizer.name, plain=False)
+        except Exception as error:  # whatever a model or its client raises: the turns get a plainer summary
+            name = parts.summarizer.name
+            told = str(error) if isinstance(error, SummarizerError) else f"{type(error).__name__}: {error}"
+            parts.trouble = f"{name}: {told.removeprefix(name).lstrip()}"
+            parts.breaker.failed(parts.clock().timestamp())
+    parts.tally["summarizer_fallbacks"] += 1
+    return Written(
+        parts.floor.summarize(messages, previous=previous, max_tokens=limit), parts.floor.name, plain=limit > 0
+    )
+
+
+def _may_ask(parts: Parts) -> bool:
+    """Whether the breaker lets a call through, and today's money is not spent."""
+    now = parts.clock().timestamp()
+    cap, today = parts.settings.gemini.spend_cap, int(now // _DAY)
+    if cap is not None and parts.ledger.spent(day=today)["cost"] >= cap:
+        parts.trouble = f"{parts.summarizer.name}: today's gemini.spend_cap of {cap} US dollars is spent"
+        parts.breaker.block((today + 1) * _DAY)
+        return False
+    return parts.breaker.enter(now)
+
+
+def _readable(parts: Parts, messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    """*messages* as they are; a single one that is too long in pieces of its text."""
+    most = parts.settings.context.max_context_length
+    if len(messages) > 1 or (tokens := parts.count(messages[0])) <= most:
+        yield messages
+        return
+    text, calls = messages[0].text, messages[0].tool_calls
+    while text or calls:
+        size = max(1, len(text) * most // tokens)
+        piece = replace(messages[0], content=text[:size], tool_calls=calls, payload={})
+        while size > 1 and parts.count(piece) > most:
+            size = size * 9 // 10
+            piece = replace(piece, content=text[:size])
+        yield [piece]
+        text, calls = text[size:], ()
+
+
+def _answer(parts: Parts, messages: Sequence[Message], previous: str, limit: int, session: int) -> str:
+    """What the summarizer writes; an error when it takes longer than `PATIENCE`, and it is left to itself."""
+    answer: Future[str | Summary] = Future()
+    today = int(parts.clock().timestamp() // _DAY)
+
+    def ask() -> None:
+        took = Summary("")
+        try:
+            given = parts.summarizer.summarize(messages, previous=previous, max_tokens=limit)
+            took = given if isinstance(given, Summary) else took
+            failure = None
+        except BaseException as error:  # a cancellation or exit in a model is the model's, not ours
+            if isinstance(error, SummarizerError):
+                took = Summary("", error.input_tokens, error.output_tokens, error.cost)
+            failure = error if isinstance(error, Exception) else SummarizerError(f"{parts.summarizer.name}: {error!r}")
+        with suppress(Exception):  # the memory may have been closed meanwhile
+            parts.ledger.spend(session, day=today, summary=took)  # before the next call is weighed
+        if failure is None:
+            answer.set_result(given)
+        else:
+            answer.set_exception(failure)
+
+    threading.Thread(target=ask, name="neuralflow-summarizer", daemon=True).start()
+    try:
+        found = answer.result(PATIENCE)
+    except TimeoutError:
+        if answer.done():
+            raise  # the model's own
+        raise SummarizerError(f"{parts.summarizer.name} gave no answer within {PATIENCE:g} seconds") from None
+    text = found.text if isinstance(found, Summary) else found
+    if not isinstance(text, str) or not text.strip():
+        raise SummarizerError(f"{parts.summarizer.name} gave an empty summary")
+    text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")  # half a pair can't be stored
+    tokens = parts.counter.count(text)
+    if tokens > limit * _LONG:
+        raise SummarizerError(f"{parts.summarizer.name} gave a summary of {tokens} tokens, and {limit} were asked for")
+    return text if tokens <= limit else parts.floor.summarize([], previous=text, max_tokens=limit)
+
+
+__all__ = ["PATIENCE", "Written", "plain", "summarizer_ready", "written"]

@@ -1,0 +1,489 @@
+"""Tasks of a session: begin, change, read and end one; and what a prompt shows of them.
+
+A task is one WORKING entry that holds everything in its metadata. Ending it empties that and appends the outcome, an
+EPISODIC entry. Each verb is one transaction of the ledger, made from the versions that it read.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+from uuid import uuid4
+
+from .._json import copied, dumped
+from ..errors import ConflictError, InputError, MessageError, NotFound, TaskError
+from ..protocols import Record
+from ..types import Entry, MemoryType, Scope, microseconds
+from .ingest import encodable, take
+from .parts import Parts, recorded
+
+Ending = Literal["completed", "failed"]
+State = dict[str, Any]
+"""The metadata of a task's entry."""
+
+LONGEST_NAME = 200  # characters, of a task's name and of a value's
+LONGEST_DETAIL = 500  # characters of a value or a result where others stand beside it, and of an exception's text
+MOST_DETAILS = 10  # of the values that were set last, and of the newest notes, in an outcome
+_TRIES = 5  # a change that was overtaken by another starts again
+_NEW: State = {
+    "kind": "task",
+    "name": "",
+    "status": "open",
+    "progress": None,
+    "step": None,
+    "values": {},
+    "notes": [],
+    "parent": None,
+    "result": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a prompt shows of a task (heading, values, notes), or one of its temporary notes. `id` is the task's."""
+
+    id: str
+    lines: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A task that was begun, and on whose behalf it is used. `key` is its entry's."""
+
+    scope: Scope
+    principal: str | None
+    name: str
+    id: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is to be written: `task`, which it is about, is among `changed` if it changes."""
+
+    task: Entry
+    changed: Sequence[Entry] = ()
+    over: Sequence[Entry] = ()
+    outcome: Entry | None = None
+
+
+# -- verbs
+
+
+def begin(parts: Parts, scope: Scope, name: str, *, principal: str | None, around: Sequence[str]) -> Ref:
+    """Begin the task, or resume the open one of this name. *around*: keys of the tasks around it, the innermost last.
+
+    Outside of all open tasks it is a switch of context: the other open tasks lose their temporary notes, except those
+    that it is a part of.
+    """
+    parts.authorize(principal, "write", scope)
+
+    def plan(tasks: Sequence[Entry], now: datetime) -> _Plan:
+        running = [t for t in tasks if _is_open(t)]
+        by_key = {t.key: t for t in running}
+        parent = next((by_key[key] for key in reversed(around) if key in by_key), None)
+        task = next((t for t in running if t.metadata["name"] == name), None)
+        changed = []
+        if task is None:
+            task = _new(parts, scope, name, parent=parent, now=now)
+            changed = [task]
+        if parent is None:
+            kept = {task.id, *_above(task, running)}
+            for other in running:
+                lasting = [n for n in other.metadata["notes"] if n["until"] is None]
+                if other.id not in kept and len(lasting) < len(other.metadata["notes"]):
+                    changed.append(_version(parts, other, {**other.metadata, "notes": lasting}, now=now))
+        return _Plan(task, changed)
+
+    task = _write(parts, scope, plan)
+    return Ref(scope, principal, name, task.id, task.key)
+
+
+def set_value(parts: Parts, ref: Ref, name: str, value: Any) -> None:
+    """Keep a JSON value under a name, in place of the one before."""
+    parts.authorize(ref.principal, "write", ref.scope)
+    _named(name, what="a value's name")
+    encodable(dumped(value, what="a task's value"))
+
+    def change(state: State, _: datetime) -> None:
+        state["values"].pop(name, None)  # what was set last stands last
+        state["values"][name] = copied(value, what="a task's value")
+
+    _change(parts, ref, change)
+
+
+def note(parts: Parts, ref: Ref, text: str, *, temporary: bool, lifetime: float | None) -> None:
+    """Write a note down; a temporary one for *lifetime* seconds."""
+    parts.authorize(ref.principal, "write", ref.scope)
+    if not isinstance(text, str) or not text.strip():
+        raise MessageError("there is nothing to note: give it a text")
+    encodable(text)
+    if lifetime is not None and not temporary:
+        raise InputError("only temporary notes have a lifetime: pass temporary=True, too")
+    if lifetime is None:
+        lifetime = parts.settings.context.expiry_time
+    if not isinstance(lifetime, int | float) or not lifetime > 0:
+        raise InputError(f"lifetime is a number of seconds, more than 0, not {lifetime!r:.80}")
+
+    def change(state: State, now: datetime) -> None:
+        until = _after(now, lifetime).isoformat() if temporary else None
+        state["notes"].append({"text": text, "at": now.isoformat(), "until": until})
+
+    _change(parts, ref, change)
+
+
+def progress(parts: Parts, ref: Ref, fraction: float, step: str | None) -> None:
+    """Say how much of the task is done, 0..1, and what is being done now."""
+    parts.authorize(ref.principal, "write", ref.scope)
+    if not isinstance(fraction, int | float) or isinstance(fraction, bool) or not 0 <= fraction <= 1:
+        raise InputError(f"progress is a number between 0 and 1, not {fraction!r:.80}")
+    if step is not None and (not isinstance(step, str) or not step.strip()):
+        raise MessageError(f"what is being done is a text or None, not {step!r:.80}")
+    encodable(step or "")
+    _change(parts, ref, lambda state, _: state.update(progress=float(fraction), step=step))
+
+
+def end(parts: Parts, ref: Ref, status: Ending, result: BaseException | str | None) -> None:
+    """End the task, and first, in the same way, those open tasks that are parts of it; all in one transaction."""
+    parts.authorize(ref.principal, "write", ref.scope)
+    text = _result(result)
+
+    def plan(tasks: Sequence[Entry], now: datetime) -> _Plan:
+        task = _held(ref, next((t for t in tasks if t.key == ref.key), None))
+        doomed = [*reversed(_nested([t for t in tasks if _is_open(t)], task.id)), task]
+        age = parts.settings.tasks.completed_max_age
+        changed = []
+        for one in doomed:
+            empty = {**copied(_NEW, what="a task"), **{k: one.metadata[k] for k in ("name", "parent")}}
+            state = {**empty, "status": status, "result": text if one is task or status == "failed" else None}
+            changed.append(_version(parts, one, state, now=now, expires_at=_after(now, age)))
+        outcome = _outcome(parts, ref.scope, doomed, changed, now=now)
+        return _Plan(task, changed, changed if age <= 0 else (), outcome)
+
+    _write(parts, ref.scope, plan)
+
+
+def read(parts: Parts, ref: Ref) -> State:
+    """What the open task holds, without temporary notes that have outlived their time; the caller's own."""
+    parts.authorize(ref.principal, "read", ref.scope)
+    task = _held(ref, parts.ledger.by_keys(ref.scope, [ref.key]).get(ref.key))
+    return {**task.metadata, "notes": _living(task.metadata["notes"], parts.clock())}
+
+
+def status(parts: Parts, ref: Ref) -> str | None:
+    """The task's status as stored, None when it is not there any more."""
+    parts.authorize(ref.principal, "read", ref.scope)
+    task = parts.ledger.by_keys(ref.scope, [ref.key]).get(ref.key)
+    return str(task.metadata["status"]) if task is not None and _is_task(task) else None
+
+
+def shown(tasks: Sequence[Entry], *, now: datetime) -> tuple[list[Shown], list[Shown]]:
+    """What a prompt shows of a session's tasks: the tasks, and their living temporary notes, oldest first.
+
+    Open tasks come first, parents before children, then those that have ended and not expired, as they ended. A line
+    changes only when its task does.
+    """
+    mine = list(filter(_is_task, tasks))
+    running = _nested([t for t in mine if _is_open(t)], None)
+    names = {t.id: t.metadata["name"] for t in running}
+    ended = [t for t in mine if not _is_open(t) and not _expired(t, now)]
+    ended.sort(key=lambda t: (t.updated_at, t.number))
+    lines = [Shown(t.id, _lines(t.metadata, within=names.get(t.metadata["parent"]))) for t in running]
+    lines += [Shown(t.id, _lines(t.metadata)) for t in ended]
+    notes = [
+        (n["at"], Shown(t.id, [f"{_line(t.metadata['name'])}: {_line(n['text'])}"]))
+        for t in running
+        for n in _living(t.metadata["notes"], now)
+        if n["until"] is not None
+    ]
+    return lines, [n for _, n in sorted(notes, key=lambda n: datetime.fromisoformat(n[0]))]
+
+
+def checked_name(name: str) -> str:
+    """A task's name, which is a text that is not blank and not too long; `InputError` otherwise."""
+    return _named(name, what="a task's name")
+
+
+# -- writing
+
+
+def _change(parts: Parts, ref: Ref, change: Callable[[State, datetime], None]) -> None:
+    """Have *change* change the state of the open task."""
+
+    def plan(tasks: Sequence[Entry], now: datetime) -> _Plan:
+        task = _held(ref, next((t for t in tasks if t.key == ref.key), None))
+        state = copied(task.metadata, what="a task")
+        change(state, now)
+        return _Plan(task, [_version(parts, task, state, now=now)])
+
+    _write(parts, ref.scope, plan)
+
+
+def _write(parts: Parts, scope: Scope, plan: Callable[[Sequence[Entry], datetime], _Plan]) -> Entry:
+    """Write what *plan* makes of the session's tasks, and what is in RAM with it; from anew if somebody was faster.
+
+    Ended tasks that have expired are deleted with it. The task that the plan is about, as planned.
+    """
+    resident = parts.resident(scope)
+    with resident.lock:
+        now = parts.clock()
+        for left in reversed(range(_TRIES)):
+            tasks = list(filter(_is_task, parts.window(scope).tasks))
+            made = plan(tasks, now)
+            if not made.changed:
+                return made.task
+            over = [*made.over, *(t for t in tasks if not _is_open(t) and _expired(t, now))]
+            try:
+                written, session = parts.ledger.work(
+                    scope,
+                    tasks=[recorded(t) for t in made.changed],
+                    over=over,
+                    outcome=None if made.outcome is None else recorded(made.outcome),
+                    now=microseconds(now),
+                )
+                _take(parts, scope, written, over, session=session)
+                break
+            except (ConflictError, NotFound):
+                resident.forget()
+                if not left:
+                    raise
+            except BaseException:
+                resident.forget()
+                raise
+    parts.changed()
+    return made.task
+
+
+def _take(parts: Parts, scope: Scope, written: Sequence[Record], over: Sequence[Entry], *, session: int) -> None:
+    """Bring what is in RAM up to date; hold the resident's lock."""
+    gone = {t.number for t in over}
+    left = [r for r in written if r.entry.number not in gone]
+    take(parts, scope, left, session=session)
+    resident = parts.resident(scope)
+    if resident.index is not None:
+        for number in gone:
+            resident.index.drop(number)
+    window = parts.window(scope)
+    window.session = session  # it may have been loaded before the session had a row
+    now_there = {t.number: t for t in window.tasks if t.number not in gone}
+    now_there.update((r.entry.number, r.entry) for r in left if r.entry.type is MemoryType.WORKING)
+    window.tasks = list(now_there.values())
+
+
+def _held(ref: Ref, task: Entry | None) -> Entry:
+    """*task*, which is to be the open one that *ref* means; `TaskError` otherwise."""
+    if task is None or not _is_task(task):
+        raise TaskError(
+            f"task {ref.name!r} is not there any more: its session was cleared, or it ended and its time is over; "
+            f"begin it anew with session.task({ref.name!r})",
+            name=ref.name,
+        )
+    if not _is_open(task):
+        raise TaskError(
+            f"task {ref.name!r} is over ({task.metadata['status']}): what it held is in its outcome, which search finds; "
+            f"begin it anew with session.task({ref.name!r})",
+            name=ref.name,
+        )
+    return task
+
+
+# -- entries
+
+
+def _new(parts: Parts, scope: Scope, name: str, *, parent: Entry | None, now: datetime) -> Entry:
+    own_id = f"task-{uuid4().hex[:12]}"
+    state = {**copied(_NEW, what="a task"), "name": name, "parent": None if parent is None else parent.id}
+    entry = Entry(
+        id=own_id,
+        key=parts.ledger.key(scope, id=own_id),
+        type=MemoryType.WORKING,
+        content="",
+        scope=scope,
+        seq=0,
+        created_at=now,
+        written_at=now,
+        updated_at=now,
+        provenance="told",
+    )
+    return _version(parts, entry, state, now=now)
+
+
+def _version(parts: Parts, task: Entry, state: State, *, now: datetime, expires_at: datetime | None = None) -> Entry:
+    """*task* with a new state, without temporary notes that have outlived their time."""
+    text = "\n".join(_lines(state))
+    return replace(
+        task,
+        content=text,
+        metadata={**state, "notes": _living(state["notes"], now)},
+        updated_at=now,
+        expires_at=expires_at,
+        tokens=parts.counter.count(text),
+    )
+
+
+def _outcome(parts: Parts, scope: Scope, before: Sequence[Entry], after: Sequence[Entry], *, now: datetime) -> Entry:
+    """The episode that tells how tasks ended, from what they were before and after; the last is the one meant."""
+    task, state = before[-1], after[-1].metadata
+    told = [_told(b.metadata, a.metadata) for b, a in zip(before, after, strict=True)]
+    text = " ".join(reversed(told))
+    metadata = {k: state[k] for k in ("kind", "name", "status")}
+    metadata |= {"started": task.created_at.isoformat(), "ended": now.isoformat()}
+    if state["parent"] is not None:
+        metadata["parent"] = state["parent"]
+    own_id = uuid4().hex
+    return Entry(
+        id=own_id,
+        key=parts.ledger.key(scope, id=own_id),
+        type=MemoryType.EPISODIC,
+        content=text,
+        scope=scope,
+        seq=0,
+        created_at=now,
+        written_at=now,
+        updated_at=now,
+        metadata=metadata,
+        provenance="derived",
+        sources=tuple(t.id for t in reversed(before)),
+        tokens=parts.counter.count(text),
+    )
+
+
+def _told(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """How a task ended, in a sentence or two, and what it held: the values set last and the newest lasting notes."""
+    head = f"Task {_line(before['name'])}: {after['status']}"
+    if after["result"] is not None:
+        head += (". " if after["status"] == "completed" else ": ") + after["result"]
+    values = [_valued(*item) for item in before["values"].items()][-MOST_DETAILS:]
+    notes = [_cut(n["text"]) for n in before["notes"] if n["until"] is None][-MOST_DETAILS:]
+    return " ".join(_sentence(text) for text in (head, "; ".join(values), "; ".join(notes)) if text)
+
+
+# -- what tasks are and how they read
+
+
+def _is_task(entry: Entry) -> bool:
+    return entry.metadata.get("kind") == "task" and entry.metadata.keys() >= _NEW.keys()
+
+
+def _is_open(task: Entry) -> bool:
+    return bool(task.metadata["status"] == "open")
+
+
+def _expired(task: Entry, now: datetime) -> bool:
+    return task.expires_at is not None and task.expires_at <= now
+
+
+def _living(notes: Sequence[State], now: datetime) -> list[State]:
+    return [n for n in notes if n["until"] is None or datetime.fromisoformat(n["until"]) > now]
+
+
+def _parent(task: Entry, running: Mapping[str, Entry]) -> Entry | None:
+    """The open task that *task* is a part of. It was begun before, so that no circle can be written into metadata."""
+    parent = running.get(task.metadata["parent"])
+    return parent if parent is not None and parent.number < task.number else None
+
+
+def _above(task: Entry, running: Sequence[Entry]) -> set[str]:
+    """Ids of the open tasks that *task* is a part of."""
+    by_id = {t.id: t for t in running}
+    above: set[str] = set()
+    parent = _parent(task, by_id)
+    while parent is not None:
+        above.add(parent.id)
+        parent = _parent(parent, by_id)
+    return above
+
+
+def _nested(running: Sequence[Entry], root: str | None) -> list[Entry]:
+    """The open tasks below *root* (an id), or all of them; parents before children, in the order of their beginnings."""
+    by_id = {t.id: t for t in running}
+    children = defaultdict(list)
+    for task in sorted(running, key=lambda t: t.number):
+        parent = _parent(task, by_id)
+        children[None if parent is None else parent.id].append(task)
+    found: list[Entry] = []
+    waiting = children[root][::-1]
+    while waiting:
+        found.append(waiting.pop())
+        waiting += children[found[-1].id][::-1]
+    return found
+
+
+def _lines(state: Mapping[str, Any], *, within: str | None = None) -> list[str]:
+    """Heading, values and lasting notes, each on a line. *within*: the name of the task that it is a part of."""
+    heading = _line(state["name"]) + (f" (part of {_line(within)})" if within is not None else "")
+    about = [state["status"]]
+    if state["progress"] is not None:
+        about.append(f"{state['progress']:.0%} done")
+    about += [_cut(text) for text in (state["step"], state["result"]) if text is not None]
+    values = [f"- {_valued(*item)}" for item in state["values"].items()]
+    notes = [f"- {_line(n['text'])}" for n in state["notes"] if n["until"] is None]
+    return [f"{heading}: {', '.join(about)}", *values, *notes]
+
+
+def _valued(name: str, value: Any) -> str:
+    return _cut(f"{name}: {value if isinstance(value, str) else dumped(value, what=name)}")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _cut(text: str) -> str:
+    line = _line(text)
+    return line if len(line) <= LONGEST_DETAIL else f"{line[: LONGEST_DETAIL - 1]}…"
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?", "…", "。", "！", "？")) else f"{text}."
+
+
+# -- what callers give
+
+
+def _named(name: str, *, what: str) -> str:
+    if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME:
+        raise InputError(f"{what} is a text of 1 to {LONGEST_NAME} characters, not {name!r:.80}")
+    return encodable(name)
+
+
+def _result(result: BaseException | str | None) -> str | None:
+    """What a task came to, or what went wrong, as text; None for nothing."""
+    if isinstance(result, BaseException):
+        try:
+            text = str(result)
+        except Exception:  # whoever wrote that error; the task has failed all the same
+            text = ""
+        kind = type(result).__name__
+        return _cut(f"{kind}: {text}" if text.strip() else kind).encode(errors="replace").decode()
+    if result is not None and not isinstance(result, str):
+        raise MessageError(f"what a task came to is a text, or an error, not {result!r:.80}")
+    return encodable(result).strip() or None if result is not None else None
+
+
+def _after(now: datetime, seconds: float) -> datetime:
+    try:
+        return now + timedelta(seconds=seconds)
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)
+
+
+__all__ = [
+    "LONGEST_DETAIL",
+    "LONGEST_NAME",
+    "MOST_DETAILS",
+    "Ref",
+    "Shown",
+    "begin",
+    "checked_name",
+    "end",
+    "note",
+    "progress",
+    "read",
+    "set_value",
+    "shown",
+    "status",
+]

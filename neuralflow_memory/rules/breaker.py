@@ -1,0 +1,59 @@
+"""A circuit breaker: what keeps failing is left alone for a while."""
+
+from __future__ import annotations
+
+import threading
+
+_FAILURES = 3
+_PAUSE = 30.0  # seconds
+_LONGEST_PAUSE = 900.0
+
+
+class Breaker:
+    """Lets calls through until three in a row have failed; then one after a pause, which doubles with each failure.
+
+    Times are seconds since 1970.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._until = 0.0
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the last call succeeded, or none was made."""
+        return self._failures == 0
+
+    def allows(self, now: float) -> bool:
+        """Whether a call may be made now."""
+        return now >= self._until
+
+    def enter(self, now: float) -> bool:
+        """Whether the caller may make a call now; after a pause only one may, until it has succeeded or failed."""
+        with self._lock:
+            if now < self._until:
+                return False
+            if self._failures >= _FAILURES:
+                self._until = now + _LONGEST_PAUSE
+            return True
+
+    def failed(self, now: float) -> None:
+        """Count a failure, which was noticed now."""
+        with self._lock:
+            self._failures += 1
+            if self._failures >= _FAILURES:
+                self._until = now + min(_LONGEST_PAUSE, _PAUSE * 2.0 ** (self._failures - _FAILURES))
+
+    def succeeded(self) -> None:
+        """Let everything through again."""
+        with self._lock:
+            self._failures, self._until = 0, 0.0
+
+    def block(self, until: float) -> None:
+        """Let nothing through until then."""
+        with self._lock:
+            self._until = max(self._until, until)
+
+
+__all__ = ["Breaker"]

@@ -1,0 +1,47 @@
+"""What models take: tokens and money spent on summaries, and how their token counts compare with ours."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from ...types import Summary
+
+_SUMS = ("calls", "input_tokens", "output_tokens", "cost")
+
+
+def spend(db: sqlite3.Connection, session: int, *, day: int, summary: Summary) -> None:
+    """Count one call of the summarizer for *session* on *day*."""
+    db.execute(
+        "INSERT INTO spending VALUES (?, ?, 1, ?, ?, ?) ON CONFLICT (day, session) DO UPDATE SET calls = calls + 1, "
+        "input_tokens = input_tokens + excluded.input_tokens, output_tokens = output_tokens + excluded.output_tokens, "
+        "cost = cost + excluded.cost",
+        (day, session, summary.input_tokens, summary.output_tokens, summary.cost),
+    )
+
+
+def spent(db: sqlite3.Connection, *, day: int | None, session: int | None) -> dict[str, float]:
+    """Sums over all that was counted, or over a day's or a session's."""
+    row = db.execute(
+        f"SELECT {', '.join(f'coalesce(sum({name}), 0)' for name in _SUMS)} FROM spending "
+        "WHERE (?1 IS NULL OR day = ?1) AND (?2 IS NULL OR session = ?2)",
+        (day, session),
+    ).fetchone()
+    return dict(zip(_SUMS, row, strict=True))
+
+
+def calibrate(db: sqlite3.Connection, model: str, *, ratio: float) -> tuple[int, float, float]:
+    """Take in one ratio of *model*: count, mean and squared deviations after it (Welford, Technometrics 4, 1962)."""
+    n, mean, m2 = calibration(db, model) or (0, 0.0, 0.0)
+    away = ratio - mean
+    mean += away / (n + 1)
+    row = (n + 1, mean, m2 + away * (ratio - mean))
+    db.execute("INSERT OR REPLACE INTO calibration VALUES (?, ?, ?, ?)", (model, *row))
+    return row
+
+
+def calibration(db: sqlite3.Connection, model: str) -> tuple[int, float, float] | None:
+    """Count, mean and squared deviations of the ratios of *model*."""
+    row: tuple[int, float, float] | None = db.execute(
+        "SELECT n, mean, m2 FROM calibration WHERE model = ?", (model,)
+    ).fetchone()
+    return row
