@@ -9,7 +9,7 @@ FIND_PYTHON = for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint typing docs notebooks clean
+.PHONY: help setup demo test nightly lint typing docs notebooks clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' \
@@ -36,6 +36,9 @@ demo: setup ## Play a half-year chat through LangChain and LlamaIndex, then ask 
 
 test: setup ## Run the tests, the layer rules included
 	@$(PYTHON) -m pytest --quiet
+
+nightly: setup ## Run the budget's property test with 10,000 examples; takes some twenty minutes
+	@HYPOTHESIS_PROFILE=nightly $(PYTHON) -m pytest --quiet --timeout 0 tests/test_budget_properties.py
 
 lint: setup ## Check style and format
 	@$(PYTHON) -m ruff check .
