@@ -232,7 +232,8 @@ class Entry:
             tool_call_id=self.tool_call_id,
             created_at=self.created_at,
             metadata=self.metadata or {},  # an empty one is the caller's own
-            payload=self.payload,
+            # A summary may be empty, where there is no room for one.
+            payload={} if self.role is None and not self.content else self.payload,
         )
 
 
@@ -283,7 +284,8 @@ class Context:
         estimated: True when the counter is an approximation of the tokenizer that was asked for.
         margin: By how much the tokens that `report_usage` told exceed ours, at most; 1.0 while nothing was told.
         cacheable: Tokens at the front with which the next prompt of this session will begin, byte for byte, unless a fold
-            or a change of the task comes between: what a provider's prompt cache can reuse.
+            or a change of the task comes between, or the oldest turns yield to a budget that does not hold all of the
+            window: what a provider's prompt cache can reuse.
     """
 
     messages: tuple[Message, ...]

@@ -198,7 +198,7 @@ def check_work_done(chat):
     assert window.turns < parts.settings.pruning.summarization_threshold, "the window is full still"
     if parts.summarizer.up:
         plain = [e.id for e in (*segments, window.summary) if e and e.metadata["plain"]]
-        assert plain == [], f"the model did not write again what it could not {plain} {chat.memory.stats()}"
+        assert plain == [], f"the model did not write again what it could not: {plain}"
 
 
 def work(folder, seed, at, say):

@@ -405,7 +405,8 @@ class Conversation:
         lines = sum(len(m.content.splitlines()) for m in blocks)
         told = sum(c.tokens for c in others if c.included)
         assert abs(rest - told) <= lines + 16 * 5 * len(blocks)
-        assert bool(blocks) == any(c.included for c in others)
+        quoted = any(c.reason.startswith("pinned; quoted") for c in turns)
+        assert bool(blocks) == any(c.included for c in others) or quoted
         assert (
             self.memory.settings.budget.summary == 0
             or not self.chat.summary()

@@ -1,11 +1,15 @@
 """Each fold writes segments, and one summary of them all: what they cover, in which order, and what becomes of facts."""
 
+import random
+from contextlib import suppress
+
+import crash_child
 import pytest
 from conftest import SMALL, found, index_keys, live_keys, texts
 from test_folding import APART, Quoting, raises, said, summaries
 
 import neuralflow_memory._failpoints as failpoints
-from neuralflow_memory import Message, SummarizerError
+from neuralflow_memory import Message, NotFound, SummarizerError
 from neuralflow_memory.rules import coverage
 from neuralflow_memory.testing import ManualClock
 
@@ -355,6 +359,88 @@ def test_clearing_a_chat_takes_its_segments(opened):
     grown(chat, ANIMALS[6:])
     assert "heron" not in said(chat)
     all_is_there(chat)
+
+
+class Random:
+    """Whatever may be done to a chat, at any time, whether the model is up or down; and what must be true then."""
+
+    def __init__(self, opened, *, seed):
+        self.random, self.clock, self.model = random.Random(seed), ManualClock(), crash_child.Notes(up=True)
+        self.memory = opened(
+            embedder="none",
+            summarizer=self.model,
+            clock=self.clock,
+            pruning=crash_child.PRUNING,
+            context={"context_overlap": seed * 16 % 64, "max_context_length": 256 if seed % 2 else 4096},
+        )
+        self.chat = self.memory.session("chat", user_id="ada")
+        self.known, self.roles, self.said = crash_child.Truth(), {}, 0
+
+    def text(self):
+        self.said += 1
+        return f"word{self.said} of {self.random.choice(crash_child.TOPICS)}"
+
+    def add(self):
+        new = [Message(self.random.choice(["user", "user", "assistant"]), self.text()) for _ in range(3)]
+        ids = self.chat.add(new[: self.random.randint(1, 3)])
+        self.roles |= dict(zip(ids, (m.role for m in new), strict=False))
+        self.known.apply(["add", [(i, m.content) for i, m in zip(ids, new, strict=False)]])
+
+    def change(self):
+        own, text = self.random.choice(list(self.known.live)), self.text()
+        if self.random.random() < 0.5:
+            self.chat.entries.update(own, content=text)
+        else:
+            self.chat.add(Message(self.roles[own], text, id=own), on_conflict="replace")
+        self.known.apply(["update", own, text])
+
+    def delete(self):
+        for own in self.random.sample(list(self.known.live), 2):
+            self.chat.entries.delete(own)
+            self.known.apply(["delete", own])
+
+    def pin(self):
+        own = self.random.choice(sorted(self.known.pinned) or list(self.known.live))
+        if self.roles[own] == "user":
+            verb = "unpin" if own in self.known.pinned else "pin"
+            getattr(self.chat, verb)(own)
+            self.known.apply([verb, own])
+
+    def forget(self):
+        made = self.chat.entries.list(types=["episodic"], within="session")
+        with suppress(NotFound):  # a fold that ends meanwhile may have taken it away
+            self.chat.entries.delete([e.key for e in made[:1]])
+
+    def act(self):
+        self.clock.advance(seconds=self.random.choice([1, 1, 20, 40, 4000 * (self.random.random() < 0.1)]))
+        acts = [*[self.add] * 10, self.change, self.change, self.delete, self.delete, self.pin, self.forget]
+        act = self.random.choice(acts) if len(self.known.live) > 8 else self.add
+        act()
+        if self.random.random() < 0.1:
+            self.model.up = not self.model.up
+        if self.random.random() < 0.1:
+            self.chat.compact(max_tokens=self.random.randint(0, 60))
+
+    def check(self):
+        self.memory.flush()
+        assert {m.id: m.content for m in self.chat.messages()} == self.known.live
+        crash_child.check_window(self.chat, self.known)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_happens_while_it_is_folded(opened, seed):
+    """Every turn in the window or in a segment, nothing that is gone quoted, pins kept; at the end nothing is left to do."""
+    life = Random(opened, seed=seed)
+    for _ in range(100):
+        life.act()
+        if life.random.random() < 0.3:
+            life.check()
+    life.check()
+    life.model.up = True
+    life.clock.advance(minutes=30)
+    life.add()
+    life.check()
+    crash_child.check_work_done(life.chat)
 
 
 # -- search --

@@ -184,8 +184,7 @@ def _newest(parts: Parts, plan: _Plan, *, overflow: str) -> list[Unit]:
     if plan.cost(last.rows) <= plan.left:
         plan.take(last.rows, "follows the newest user turn")
         return following
-    if overflow == "truncate":
-        _shrink(parts, plan, last.rows)
+    _shrink(parts, plan, last.rows)  # without it, an agent would make the same call again
     return []
 
 

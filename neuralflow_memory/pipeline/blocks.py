@@ -85,11 +85,12 @@ class Blocks:
         return _section(_NOTES, self.notes), _section(_HITS, [q.line for q in by_time])
 
     def take_tasks(self, tasks: Sequence[Shown], *, room: int) -> None:
-        """Take tasks; where there is no room for all, their oldest notes go first, and what they are called last."""
+        """Take tasks; where there is no room for all, their oldest notes go first, then those that are over, oldest first."""
         lines = [line for task in tasks for line in task.lines]
         starts = list(accumulate((len(task.lines) for task in tasks), initial=0))
         called = set(starts[:-1])
-        order = [n for n in range(len(lines)) if n not in called] + sorted(called, reverse=True)
+        over = [start for task, start in zip(tasks, starts, strict=False) if task.over]
+        order = [n for n in range(len(lines)) if n not in called] + over + sorted(called - set(over), reverse=True)
         kept = self._fit("tasks", lines, order=order, room=room)
         for task, start, end in zip(tasks, starts, starts[1:], strict=False):
             mine = [lines[n] for n in range(start, end) if n in kept]

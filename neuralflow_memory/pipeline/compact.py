@@ -94,14 +94,15 @@ def _folded_once(
     if not rows and not before.unsummed:
         return report, True
     folded = [before.entries[row] for row in rows]
-    segments = list(_segments(parts, scope, folded, session=before.session)) if folded else []
+    shared = _last_covered(parts, scope, before=folded[0]) if folded else []
+    segments = list(_segments(parts, scope, folded, before=shared, session=before.session))
     earlier = parts.ledger.segments(scope) if before.unsummed else []
     if not folded and not earlier:  # the last ones have gone meanwhile
         return report, True
     made, said = _summary(parts, scope, before, segments, earlier=earlier, folded=folded)
     segments = [_with_pins(s, made, said) for s in segments]
     failpoint("fold.summarized")
-    if not _commit(parts, scope, before, folded=folded, segments=segments, summary=made, read=earlier):
+    if not _commit(parts, scope, before, folded=folded, segments=segments, summary=made, read=[*earlier, *shared]):
         return report, False
     parts.tally["folds"] += bool(folded)
     parts.tally.update({f"facts_{name}": n for name, n in made.metadata["facts"].items()})
@@ -195,10 +196,11 @@ def _limit(parts: Parts) -> int:
     return min(settings.pruning.summary_max_tokens, int(settings.budget.summary * _SUMMARY_SHARE))
 
 
-def _segments(parts: Parts, scope: Scope, folded: Sequence[Entry], *, session: int) -> Iterator[Entry]:
+def _segments(
+    parts: Parts, scope: Scope, folded: Sequence[Entry], *, before: Sequence[Entry], session: int
+) -> Iterator[Entry]:
     """A segment for each `max_context_length` tokens of *folded*; each reads the end of what came before it, too."""
     context = parts.settings.context
-    before = _last_covered(parts, scope, before=folded[0])
     for piece in _pieces(folded, size=context.max_context_length - context.context_overlap):
         shared: list[Entry] = []
         room = min(context.context_overlap, context.max_context_length - sum(e.tokens for e in piece))

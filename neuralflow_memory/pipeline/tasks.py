@@ -47,6 +47,7 @@ class Shown:
 
     id: str
     lines: list[str]
+    over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,7 @@ def shown(tasks: Sequence[Entry], *, now: datetime) -> tuple[list[Shown], list[S
     ended = [t for t in mine if not _is_open(t) and not _expired(t, now)]
     ended.sort(key=lambda t: (t.updated_at, t.number))
     lines = [Shown(t.id, _lines(t.metadata, within=names.get(t.metadata["parent"]))) for t in running]
-    lines += [Shown(t.id, _lines(t.metadata)) for t in ended]
+    lines += [Shown(t.id, _lines(t.metadata), over=True) for t in ended]
     notes = [
         (n["at"], Shown(t.id, [f"{_line(t.metadata['name'])}: {_line(n['text'])}"]))
         for t in running

@@ -105,7 +105,7 @@ def apply(
     Summaries of turns that change go, and what only they covered returns to the window, unless *restore* is False.
     *edited*: somebody has changed a text, so that what was made from a segment goes as well.
     """
-    changed = [r.entry for r in records if r.entry.version > 1 and _reads_otherwise(db, r.entry)]
+    changed = [r.entry for r in records if r.entry.version > 1 and _reads_otherwise(db, r.entry, counter=counter)]
     # Neither its vector nor a summary may speak for a text that is gone; what is unchanged keeps both.
     db.executemany("DELETE FROM vectors WHERE no = ?", [(e.number,) for e in changed])
     entries.put(db, [entries.row_of(r.entry, session=head.session, counter=counter) for r in records])
@@ -120,9 +120,11 @@ def apply(
         )
 
 
-def _reads_otherwise(db: sqlite3.Connection, entry: Entry) -> bool:
-    row = db.execute("SELECT content FROM entries WHERE no = ?", (entry.number,)).fetchone()
-    return row is not None and row[0] != entry.content
+def _reads_otherwise(db: sqlite3.Connection, entry: Entry, *, counter: str) -> bool:
+    """Whether *entry* says something else than what is stored of it: another text, name, call or part."""
+    said = db.execute("SELECT role, name, content, body FROM entries WHERE no = ?", (entry.number,)).fetchone()
+    row = entries.row_of(entry, session=0, counter=counter)
+    return said is not None and said != (row[7], row[8], row[10], row[11])
 
 
 def by_keys(db: sqlite3.Connection, keys: Sequence[str], *, scope: Scope, owner: int) -> Iterator[Entry]:
