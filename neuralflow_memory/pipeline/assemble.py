@@ -117,7 +117,10 @@ def context(
     cap = max(int(caps.conversation * scale), min(caps.conversation, left - wanted))
     room = left - min(int(budget * caps.hits_share), wanted)
     _older(parts, plan, room=room, cap=cap, step=max(1, int(caps.conversation * scale) // _STEPS))
-    sent = {entries[row].key for row in plan.chosen} | {e.key for e in unsent if line_of(e) in blocks.summary}
+    # Of a turn that was cut, a hit may bring back what answers.
+    sent = {entries[row].key for row, m in plan.chosen.items() if m is messages[row]} | {
+        e.key for e in unsent if line_of(e) in blocks.summary
+    }
     blocks.take_quotes(hits, room=plan.left - blocks.cost, sent=sent)
     while blocks.cost > plan.left and (plan.drop_oldest(keep=needed) or blocks.shrink()):
         pass
@@ -281,6 +284,8 @@ def _older(parts: Parts, plan: _Plan, *, room: int, cap: int, step: int) -> None
     newest = max((row for row in plan.chosen if plan.messages[row].role == "user"), default=len(plan.messages))
     instructions = {row for row in plan.chosen if plan.messages[row].role in ("system", "developer")}
     room = min(room, cap - sum(plan.costs[row] for row in plan.chosen if row not in instructions))
+    while step > max(1, room // 2):  # by halves, so that it rarely changes
+        step //= 2
     older = _items_before(plan, newest)
     costs = [plan.cost(rows) for rows in older]
     cut: dict[int, Message] = {}
@@ -327,7 +332,8 @@ def _first_item(costs: Sequence[int], *, room: int, step: int) -> int:
 
 def _cut_to(parts: Parts, plan: _Plan, row: int, *, tokens: int) -> Message | None:
     """A message of more than *tokens*, cut; None for one that is shorter, or holds more than text."""
-    if plan.entries[row].tokens <= tokens:
+    more = any(block["type"] != "text" for block in plan.entries[row].blocks or ())
+    if more or plan.entries[row].tokens <= tokens:
         return None
     return _truncated(parts, plan.messages[row], tokens)
 

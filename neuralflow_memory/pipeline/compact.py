@@ -94,9 +94,11 @@ def _folded_once(
     if not rows and not before.unsummed:
         return report, True
     folded = [before.entries[row] for row in rows]
+    earlier = (
+        parts.ledger.segments(scope) if before.unsummed else []
+    )  # before the model is asked, so that a deletion meanwhile is noticed
     shared = _last_covered(parts, scope, before=folded[0]) if folded else []
     segments = list(_segments(parts, scope, folded, before=shared, session=before.session))
-    earlier = parts.ledger.segments(scope) if before.unsummed else []
     if not folded and not earlier:  # the last ones have gone meanwhile
         return report, True
     made, said = _summary(parts, scope, before, segments, earlier=earlier, folded=folded)

@@ -84,7 +84,7 @@ def _readable(parts: Parts, messages: Sequence[Message]) -> Iterator[Sequence[Me
         return
     text, calls = messages[0].text, messages[0].tool_calls
     while text or calls:
-        size = max(1, len(text) * most // tokens)
+        size = max(1, len(text) * most // max(1, parts.counter.count(text)))
         piece = replace(messages[0], content=text[:size], tool_calls=calls, payload={})
         while size > 1 and parts.count(piece) > most:
             size = size * 9 // 10
