@@ -79,7 +79,7 @@ def _may_ask(parts: Parts) -> bool:
 def _readable(parts: Parts, messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
     """*messages* as they are; a single one that is too long in pieces of its text."""
     most = parts.settings.context.max_context_length
-    if len(messages) > 1 or (tokens := parts.count(messages[0])) <= most:
+    if len(messages) > 1 or parts.count(messages[0]) <= most:
         yield messages
         return
     text, calls = messages[0].text, messages[0].tool_calls
