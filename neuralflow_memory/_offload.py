@@ -12,7 +12,7 @@ import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -30,10 +30,6 @@ class Workers:
         self._free = size
         self._lock = threading.Lock()
         self._waiting: deque[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()
-
-    def submit(self, call: Callable[[], T]) -> Future[T]:
-        """Run *call* when a thread is free, admitted or not: for background work."""
-        return self._threads.submit(call)
 
     async def run(self, call: Callable[[], T]) -> T:
         """Wait for a place, run *call* on a thread, and return what it returns.

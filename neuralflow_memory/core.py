@@ -8,7 +8,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from queue import Empty, SimpleQueue
 
 from ._offload import Workers
 from .errors import ForkedError, IndexingError
@@ -18,38 +20,68 @@ from .pipeline.parts import Parts
 from .types import Scope
 
 _STORAGE_WORKERS = 4  # places at a time; see _offload
-_SUMMARY_WORKERS = 2
+_FOLDERS = 4  # folds at a time: one that waits for a slow model must not hold up the others
 _LONGEST_PAUSE = 30.0  # seconds between tries while nothing works
 _TRIES_BEFORE_RAISING = 3  # failed passes in a row after which flush() gives up waiting
 
 
+class _Signal:
+    """Wakes a thread that waits.
+
+    Not an `Event`, nor a `Condition`: taking their lock is Python code, and an interrupt (Ctrl-C) that falls into it leaves
+    them locked, so that whoever waits, waits for ever.
+    """
+
+    def __init__(self) -> None:
+        self._given: SimpleQueue[None] = SimpleQueue()
+
+    def give(self) -> None:
+        if self._given.empty():
+            self._given.put(None)
+
+    def clear(self) -> None:
+        with suppress(Empty):
+            while True:
+                self._given.get_nowait()
+
+    def wait(self, seconds: float) -> None:
+        with suppress(Empty):
+            self._given.get(timeout=seconds)
+
+
 class Core:
-    """One open folder: its parts, its threads, and how many handles are on it."""
+    """One open folder: its parts and its threads.
+
+    Writers tell it what to do by `_Signal`s and queues, which an interrupt of the writer can't break.
+    """
 
     def __init__(self, parts: Parts, *, release: Callable[[], None]) -> None:
         self.parts = parts
         self.pid = os.getpid()
         self.workers = Workers(_STORAGE_WORKERS, name="storage")
-        self._summaries = Workers(_SUMMARY_WORKERS, name="summaries")
         self._release = release
-        self._closing = threading.Event()
-        self._wake = threading.Event()
-        self._hurry = threading.Event()
+        self._wake = _Signal()
+        self._hurry = _Signal()
+        self._moved = _Signal()
+        """Given when a batch was indexed or a fold is done."""
         self._indexing = threading.Lock()
-        self._moved = threading.Condition()
         self._failures = 0
+        self._full: SimpleQueue[Scope | None] = SimpleQueue()
         self._folding: dict[Scope, bool] = {}
-        """Sessions being folded; True when one filled up again meanwhile."""
-        self._loaded = threading.Event()
-        parts.changed = self._wake.set
+        """Sessions being folded or waiting for it; True when one filled up again meanwhile."""
+        self._guard = threading.Lock()
+        self._loading = threading.Lock()
+        """Held until the embedding model is loaded."""
+        parts.changed = self._wake.give
         parts.full = self._fold_later
-        self._indexer: threading.Thread | None = None
+        self._threads = [
+            threading.Thread(target=self._fold, name=f"neuralflow-folder-{n}", daemon=True) for n in range(_FOLDERS)
+        ]
         if parts.store is not None:
-            self._wake.set()  # what a crash or an earlier process left
-            self._indexer = threading.Thread(target=self._index, name="neuralflow-indexer", daemon=True)
-            self._indexer.start()
-        else:
-            self._loaded.set()
+            self._loading.acquire()
+            self._threads.append(threading.Thread(target=self._index, name="neuralflow-indexer", daemon=True))
+        for thread in self._threads:
+            thread.start()
         # weakref's own exit hook must be older than ours, or what torch registers while it is imported in close() never runs.
         weakref.finalize(self, int).atexit = False
         atexit.register(self.close)
@@ -63,10 +95,10 @@ class Core:
                 load()
         except Exception as error:  # told by stats(); each search and each batch will try again
             self._note("embedder", error)
-        self._loaded.set()
-        while not self._closing.is_set():
+        self._loading.release()
+        while not self.parts.closing:
             self._wake.clear()
-            pause = self._pass()
+            pause = self._pass()  # the first does what a crash or an earlier process left
             if pause:
                 # While nothing works, new turns are no reason to try sooner; flush() is.
                 self._wake.wait(pause) if self._failures == 0 else self._hurry.wait(pause)
@@ -82,8 +114,7 @@ class Core:
             self._failures += 1
             self._note("indexing", error)
             done = 0
-        with self._moved:
-            self._moved.notify_all()
+        self._moved.give()
         if self._failures:
             return float(min(_LONGEST_PAUSE, 0.05 * 4**self._failures))
         if done:
@@ -103,38 +134,36 @@ class Core:
 
     def _fold_later(self, scope: Scope) -> None:
         scope = replace(scope, agent_id=None)  # one fold a session, whoever writes
-        with self._moved:
+        with self._guard:
             if scope in self._folding:
                 self._folding[scope] = True
-                return
-            self._folding[scope] = False
-        try:
-            self._summaries.submit(lambda: self._fold(scope))
-        except RuntimeError:  # closing; the next add after reopening starts it
-            with self._moved:
-                self._folding.pop(scope, None)
-
-    def _fold(self, scope: Scope) -> None:
-        again = True
-        while again:
-            try:
-                if not self._closing.is_set():
-                    compact(self.parts, scope)
-            except Exception as error:  # the turns stay in the window; the next add tries again
-                self._note("folding", error)
-            with self._moved:
-                again = self._folding[scope] and not self._closing.is_set()
+            else:
+                self._full.put(scope)  # first: if an interrupt comes between the two, it is folded all the same
                 self._folding[scope] = False
-                if not again:
-                    del self._folding[scope]
-                    self._moved.notify_all()
+
+    def _fold(self) -> None:
+        while (scope := self._full.get()) is not None:
+            again = True
+            while again:
+                with self._guard:
+                    self._folding[scope] = False
+                try:
+                    if not self.parts.closing:
+                        compact(self.parts, scope)
+                except Exception as error:  # the turns stay in the window; the next add tries again
+                    self._note("folding", error)
+                with self._guard:
+                    again = self._folding.get(scope, False) and not self.parts.closing
+                    if not again:
+                        self._folding.pop(scope, None)
+            self._moved.give()
 
     # -- waiting and closing
 
     def flush(self) -> None:
-        with self._moved:
-            self._moved.wait_for(lambda: not self._folding)
-        if self._indexer is None:
+        while self._folding and not self.parts.closing:
+            self._moved.wait(0.05)
+        if self.parts.store is None:
             return
         self._failures = 0
         while self._due() is not None:
@@ -144,13 +173,13 @@ class Core:
                     "in the ledger: mend the cause and call flush() again",
                     path=str(self.parts.settings.path),
                 )
-            self._wake.set()
-            self._hurry.set()
-            with self._moved:
-                self._moved.wait(0.05)
+            self._wake.give()
+            self._hurry.give()
+            self._moved.wait(0.05)
 
     def ready(self) -> None:
-        self._loaded.wait()
+        with self._loading:
+            pass
 
     def reindex(self) -> None:
         parts = self.parts
@@ -172,16 +201,17 @@ class Core:
             )
 
     def close(self) -> None:
-        """Finish the batch in hand and close; what is left waits in the dirty set."""
-        if self._closing.is_set() or os.getpid() != self.pid:
+        """Finish the batch and the piece of a fold in hand and close; what is left waits in the ledger."""
+        if self.parts.closing or os.getpid() != self.pid:
             return
-        self._closing.set()
-        self._wake.set()
-        self._hurry.set()
+        self.parts.closing = True
+        self._wake.give()
+        self._hurry.give()
+        for _ in range(_FOLDERS):
+            self._full.put(None)
         atexit.unregister(self.close)
-        if self._indexer is not None:
-            self._indexer.join()
-        self._summaries.close()
+        for thread in self._threads:
+            thread.join()
         self.workers.close()
         if self.parts.store is not None:
             self.parts.store.close()

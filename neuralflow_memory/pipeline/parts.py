@@ -36,6 +36,7 @@ class Parts:
         shortened: A summary cut to so many tokens, without a model; also likely to be asked for again.
         trouble: The last failure of background work, for `stats()`.
         breaker: Keeps calls away from a summarizer that fails.
+        closing: Background work that takes several steps is to end after the one in hand.
     """
 
     settings: Settings
@@ -55,6 +56,7 @@ class Parts:
     tally: Counter[str] = field(default_factory=Counter)
     trouble: str | None = None
     breaker: Breaker = field(default_factory=Breaker)
+    closing: bool = False
     _margins: dict[str, float] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _folds: WeakValueDictionary[Scope, threading.Lock] = field(default_factory=WeakValueDictionary)

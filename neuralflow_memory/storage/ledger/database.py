@@ -25,7 +25,8 @@ class Database:
         self._readers: list[sqlite3.Connection] = []
         """Those not in use: as many as were ever needed at once, however many threads come and go."""
         self._readers_lock = threading.Lock()
-        self._lock = threading.RLock()
+        self.lock = threading.Lock()
+        """Held by whoever writes."""
         self._closed = threading.Event()
         with translated(path):
             if path.exists():
@@ -70,7 +71,11 @@ class Database:
             )
 
     def write(self) -> Write:
-        """One transaction: all of it is durable when the block is left, or none of it happened."""
+        """One transaction, to be held inside `lock`: all of it is durable when the block is left, or none of it happened.
+
+        `with self.lock, self.write() as db:` — the lock's own `with`, because that of a Python object may be cut short by an
+        interrupt, and would leave it locked.
+        """
         return Write(self)
 
     @contextmanager
@@ -95,7 +100,7 @@ class Database:
 
     def close(self) -> None:
         """Close every connection; the last one folds the write-ahead log into the file."""
-        with self._lock:
+        with self.lock:
             with self._readers_lock:
                 self._closed.set()
                 for db in self._readers:
@@ -105,46 +110,34 @@ class Database:
 
 
 class Write:
-    """The writer's transaction. A class, because an interrupt must never leave a suspended generator with the lock."""
+    """The writer's transaction. What an interrupt keeps it from ending is rolled back before the next one begins."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def __enter__(self) -> sqlite3.Connection:
-        database, lock = self._database, self._database._lock
-        with translated(database.path):
-            try:
-                lock.acquire()
-                if database._closed.is_set():
-                    raise ClosedError("the memory was closed; open it again with open_memory(...)")
-                database._writer.execute("BEGIN IMMEDIATE")
-            except BaseException:
-                self._give_up()
-                raise
-        return database._writer
+        writer = self._database._writer
+        with translated(self._database.path):
+            if self._database._closed.is_set():
+                raise ClosedError("the memory was closed; open it again with open_memory(...)")
+            if writer.in_transaction:
+                writer.execute("ROLLBACK")
+            writer.execute("BEGIN IMMEDIATE")
+        return writer
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        writer = self._database._writer
         with translated(self._database.path):
             try:
                 if error is None:
-                    self._database._writer.execute("COMMIT")
+                    writer.execute("COMMIT")
             finally:
-                self._give_up()
+                if writer.in_transaction:
+                    writer.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error | UnicodeEncodeError):
                 raise error  # to be translated
-
-    def _give_up(self) -> None:
-        """Roll back what is open and let go of the lock, whichever of the two there is."""
-        lock = self._database._lock
-        if not lock._is_owned():  # type: ignore[attr-defined]  # interrupted before it was taken
-            return
-        try:
-            if not self._database._closed.is_set() and self._database._writer.in_transaction:
-                self._database._writer.execute("ROLLBACK")
-        finally:
-            lock.release()
 
 
 @contextmanager

@@ -74,7 +74,7 @@ class SqliteLedger:
 
         Raises `ConflictError` when an id stands for other content and *on_conflict* is "raise".
         """
-        with self._db.write() as db:
+        with self._db.lock, self._db.write() as db:
             failpoint("append.begun")
             head = sessions.open_head(db, scope, session_id=_session_id(scope, knowledge=knowledge), now=now)
             ids, written = log.sequence(db, head, records, scope=scope, on_conflict=on_conflict)
@@ -91,7 +91,7 @@ class SqliteLedger:
 
         Raises `ConflictError` when the entry has changed since it was read, `NotFound` when it is gone.
         """
-        with self._db.write() as db:
+        with self._db.lock, self._db.write() as db:
             head = log.place(db, record.entry, scope=scope)
             record = replace(record, entry=replace(record.entry, version=record.entry.version + 1))
             log.apply(db, head, [record], counter=self._counter, edited=True)
@@ -101,7 +101,7 @@ class SqliteLedger:
 
     def drop(self, scope: Scope, doomed: Sequence[Entry], *, now: int) -> int:
         """Delete entries for good, leaving a tombstone each; how many there were."""
-        with self._db.write() as db:
+        with self._db.lock, self._db.write() as db:
             owner = sessions.owner_of(db, scope)
             gone: dict[int, dict[int, Entry]] = {}
             for entry in doomed:
@@ -138,7 +138,7 @@ class SqliteLedger:
 
         Entries that are not in it leave the window and stay in the transcript.
         """
-        with self._db.write() as db:
+        with self._db.lock, self._db.write() as db:
             head = sessions.open_head(db, scope, session_id=_session_id(scope), now=now)
             written = windows.arrange(db, head, kept)
             log.apply(db, head, written, counter=self._counter, restore=False)
@@ -163,7 +163,7 @@ class SqliteLedger:
         None, and nothing is done, when they are stale: an entry changed, left the window or was deleted, another fold
         came first, the subject was erased.
         """
-        with self._db.write() as db:
+        with self._db.lock, self._db.write() as db:
             head = sessions.head(db, scope, session_id=_session_id(scope))
             read = [*read, *(r.entry for r in segments if r.entry.number)]
             if head is None or not windows.unchanged(db, head, folded=folded, before=before, read=read):
@@ -192,7 +192,7 @@ class SqliteLedger:
 
     def pin(self, scope: Scope, pinned: Sequence[Entry], *, to: bool) -> None:
         """Mark turns as pinned, and put those that had left the window back into it; or take the mark away."""
-        with self._db.write() as db:
+        with self._db.lock, self._db.write() as db:
             head = sessions.head(db, scope, session_id=_session_id(scope))
             numbers = [e.number for e in pinned]
             db.executemany("UPDATE entries SET pinned = ? WHERE no = ?", [(to, n) for n in numbers])
@@ -208,7 +208,7 @@ class SqliteLedger:
 
         Raises `ConflictError` when a task has changed since it was read, `NotFound` when it is gone.
         """
-        with self._db.write() as db:
+        with self._db.lock, self._db.write() as db:
             head = sessions.open_head(db, scope, session_id=_session_id(scope), now=now)
             written = []
             for record in tasks:
@@ -233,7 +233,7 @@ class SqliteLedger:
     # -- what models take
 
     def spend(self, session: int, *, day: int, summary: Summary) -> None:
-        with self._db.write() as db:
+        with self._db.lock, self._db.write() as db:
             usage.spend(db, session, day=day, summary=summary)
 
     def spent(self, *, day: int | None = None, session: int | None = None) -> dict[str, float]:
@@ -241,7 +241,7 @@ class SqliteLedger:
             return usage.spent(db, day=day, session=session)
 
     def calibrate(self, scope: Scope, *, model: str, ratio: float) -> tuple[int, float, float]:
-        with self._db.write() as db:
+        with self._db.lock, self._db.write() as db:
             head = sessions.head(db, scope, session_id=_session_id(scope))
             if head is not None:
                 db.execute("UPDATE sessions SET model = ? WHERE id = ?", (model, head.session))
@@ -350,7 +350,7 @@ class SqliteLedger:
 
     def retokenize(self, version: str, terms: Callable[[Entry], Record]) -> None:
         """Make the full text anew, with *terms*, if it was made by another version of the rules."""
-        with self._db.write() as db:
+        with self._db.lock, self._db.write() as db:
             row = db.execute("SELECT value FROM meta WHERE name = 'lexical'").fetchone()
             if row is not None and row[0] == version:
                 return
@@ -372,7 +372,7 @@ class SqliteLedger:
         """The number of an embedding model; it is made known if it is new."""
         found = self.known_model(name)
         if found is None:
-            with self._db.write() as db:
+            with self._db.lock, self._db.write() as db:
                 db.execute("INSERT OR IGNORE INTO models (name, dimensions) VALUES (?, ?)", (name, dimensions))
                 found = vectors.model(db, name)
         assert found is not None
@@ -390,14 +390,14 @@ class SqliteLedger:
 
     def forget_models(self) -> None:
         """Drop all vectors and what is known of their models, and mark every entry as changed."""
-        with self._db.write() as db:
+        with self._db.lock, self._db.write() as db:
             db.execute("DELETE FROM vectors")
             db.execute("DELETE FROM models")
             db.execute("INSERT OR REPLACE INTO dirty (no, key, version) SELECT no, key, version FROM entries")
 
     def mark_all(self) -> None:
         """Mark every entry as changed: the vector index is to be rebuilt, from the vectors that are kept here."""
-        with self._db.write() as db:
+        with self._db.lock, self._db.write() as db:
             db.execute("INSERT OR REPLACE INTO dirty (no, key, version) SELECT no, key, version FROM entries")
 
     def vectors(self, owner: int, model: int) -> list[tuple[int, bytes]]:
@@ -410,7 +410,7 @@ class SqliteLedger:
 
     def put_vectors(self, model: int, rows: Sequence[tuple[int, int, bytes, bytes]]) -> list[int]:
         """Keep vectors (number, version, hash, float32 bytes); the numbers whose entry still is at that version."""
-        with self._db.write() as db:
+        with self._db.lock, self._db.write() as db:
             return vectors.put(db, model, rows)
 
     def claim(self, *, now: int, limit: int, gone: bool = False) -> list[Dirty]:
@@ -418,16 +418,16 @@ class SqliteLedger:
             return vectors.claim(db, now=now, limit=limit, gone=gone)
 
     def clear_dirty(self, marks: Sequence[tuple[int, int]]) -> None:
-        with self._db.write() as db:
+        with self._db.lock, self._db.write() as db:
             vectors.clear(db, marks)
 
     def postpone(self, mark: Dirty, *, retry_at: int, error: str) -> None:
-        with self._db.write() as db:
+        with self._db.lock, self._db.write() as db:
             vectors.postpone(db, number=mark.number, version=mark.version, retry_at=retry_at, error=error)
 
     def retry_parked(self) -> None:
         """Let every waiting mark be tried again now."""
-        with self._db.write() as db:
+        with self._db.lock, self._db.write() as db:
             db.execute("UPDATE dirty SET retry_at = 0, attempts = 0 WHERE retry_at > 0")
 
     def next_retry(self, *, gone: bool = False) -> int | None:
