@@ -59,6 +59,8 @@ class Core:
         self.parts = parts
         self.pid = os.getpid()
         self.workers = Workers(_STORAGE_WORKERS, name="storage")
+        self.patient_workers = Workers(_FOLDERS, name="patient")
+        """For calls that may wait long for a model."""
         self._release = release
         self._wake = _Signal()
         self._hurry = _Signal()
@@ -213,6 +215,7 @@ class Core:
         for thread in self._threads:
             thread.join()
         self.workers.close()
+        self.patient_workers.close()
         if self.parts.store is not None:
             self.parts.store.close()
         self.parts.ledger.close()

@@ -45,6 +45,11 @@ class Memory:
         self._ready_parts()
         return self._core.workers
 
+    @property
+    def _patient_workers(self) -> Workers:
+        self._ready_parts()
+        return self._core.patient_workers
+
     def _ready_parts(self) -> Parts:
         self._core.check()
         if self._closed:
@@ -117,6 +122,8 @@ class Memory:
         ):
             found[name] = parts.tally[name]
         found["spent"] = parts.ledger.spent()
+        tenants = {tenant for tenant, *_ in parts.ledger.calibration()}
+        found["margins"] = {tenant: dict(parts.margins(tenant)) for tenant in sorted(tenants)}
         found["last_error"] = parts.trouble
         if verify:
             found["integrity"] = parts.ledger.verify()

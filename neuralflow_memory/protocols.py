@@ -271,8 +271,8 @@ class Ledger(Protocol):
         """Take in that *model* was charged *ratio* times our tokens for this session; count, mean, squared deviations."""
         ...
 
-    def calibration(self, model: str) -> tuple[int, float, float] | None:
-        """Count, mean and squared deviations of what was taken in for *model*; None when nothing was."""
+    def calibration(self, tenant: str | None = None) -> list[tuple[str, str, int, float, float]]:
+        """Tenant, model, count, mean and squared deviations of what was taken in, of all tenants or of one."""
         ...
 
     def by_keys(self, scope: Scope, keys: Sequence[str]) -> dict[str, Entry]:

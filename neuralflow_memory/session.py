@@ -249,11 +249,15 @@ class Session:
     aremember = offload(remember)
     asearch = offload(search)
     acontext = offload(context)
-    acompact = offload(compact)
     asummary = offload(summary)
     apin = offload(pin)
     aunpin = offload(unpin)
     areport_usage = offload(report_usage)
+
+    async def acompact(self, *, max_tokens: int | None = None) -> CompactionReport:
+        """Async twin of `compact`."""
+        # It may wait long for a model, and must not hold a storage worker.
+        return await self.memory._patient_workers.run(lambda: self.compact(max_tokens=max_tokens))
 
 
 class Entries:

@@ -379,3 +379,37 @@ def test_a_summary_that_was_edited_meanwhile_is_not_overwritten(opened):
     assert "Secret 0" not in chat.summary()
     assert chat.summary().startswith("Redacted\n")
     assert chat.summary().splitlines()[1:] + texts(chat.messages(view="window")) == texts(chat.messages())[2:]
+
+
+@pytest.mark.parametrize(
+    ("options", "max_tokens"),
+    [({"budget": {"total": 2000}}, None), ({}, 1000), ({}, 600), ({}, None)],
+    ids=["a small total", "1,000 tokens a prompt", "600 tokens a prompt", "the defaults"],
+)
+def test_what_prompts_have_no_room_for_is_in_the_summary(opened, options, max_tokens):
+    """However far the budget is below the window's limits, no turn is in neither the prompt nor a summary."""
+    memory = opened(embedder="none", **options)
+    chat = memory.session("chat", user_id="ada")
+    for n in range(50):
+        chat.add(
+            [f"{n}: " + "what about the boats out there tonight? " * 4, Message("assistant", f"{n}: back soon. " * 9)]
+        )
+        memory.flush()
+        chat.add(f"And {n}?")
+        sent = {m.id for m in chat.context(max_tokens=max_tokens, search=False).messages}
+        memory.flush()
+        covered = {i for s in summaries(chat, kind="segment") for i in s.sources}
+        assert [m.content for m in chat.messages() if m.id not in sent | covered] == []
+    assert 20 * memory.stats()["folds"] / 150 < (2.5 if max_tokens == 600 else 1.5)
+
+
+def test_one_small_prompt_folds_nothing(opened):
+    """A title, a quick question on the side: the window stays as the other prompts need it."""
+    memory = opened(embedder="none")
+    chat = memory.session("chat", user_id="ada")
+    for n in range(10):
+        chat.add([f"{n}: " + "what about the boats? " * 10, Message("assistant", "Back soon.")])
+        chat.context(search=False)
+        chat.context(max_tokens=200, search=False)
+        memory.flush()
+    assert memory.stats()["folds"] == 0

@@ -6,7 +6,7 @@ import random
 import pytest
 from conftest import texts, wait_until
 
-from neuralflow_memory import InputError, Message, ToolCall
+from neuralflow_memory import BudgetError, InputError, Message, ToolCall
 from neuralflow_memory.testing import ManualClock
 
 TEXT = """
@@ -374,3 +374,40 @@ async def test_usage_can_be_reported_from_a_loop(chat):
     context = await chat.acontext(search=False)
     assert await chat.areport_usage("tall-1", context.tokens * 2) > 2
     wait_until(lambda: chat.context().margin > 2)
+
+
+def test_margins_are_each_tenants_own_and_told(chat):
+    """What one tenant reports, however wrong, moves nobody else's budget; stats() has them all."""
+    other = chat.memory.session("chat", user_id="ada", tenant="acme")
+    other.add("Hello")
+    wild = billed(other, "tall-1", 50, times=30)
+    assert wild == 4.0
+    assert billed(chat, "tall-1", 1.0, times=5) < 1.15
+    assert chat.memory.stats()["margins"] == {
+        "acme": {"tall-1": 4.0},
+        "default": {"tall-1": pytest.approx(chat.context().margin)},
+    }
+
+
+@pytest.mark.parametrize("change", ["pin", "update", "delete", "replace"])
+def test_usage_is_learned_from_though_the_window_changed_meanwhile(chat, change):
+    """The prompt was sent before; what it was charged counts."""
+    tokens = chat.context(search=False).tokens
+    own = chat.messages()[2].id
+    {
+        "pin": lambda: chat.pin(own),
+        "update": lambda: chat.entries.update(own, content="Shorter"),
+        "delete": lambda: chat.entries.delete(own),
+        "replace": lambda: chat.replace("All anew"),
+    }[change]()
+    assert chat.report_usage("tall-1", tokens * 2) > 2
+
+
+def test_sizes_beyond_all_bounds_are_sizes(chat):
+    """A budget or a bill of any number of digits is taken, or refused as what it is."""
+    assert chat.context(max_tokens=10**400, search=False).tokens == chat.context(search=False).tokens
+    with pytest.raises(BudgetError):
+        chat.context(reserve_tokens=10**400, search=False)
+    assert chat.report_usage("tall-1", 10**400) == 4.0
+    with pytest.raises(InputError):
+        chat.compact(max_tokens=True)

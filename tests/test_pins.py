@@ -424,3 +424,32 @@ def test_pinning_is_writing(opened):
         with pytest.raises(AccessDenied):
             act("t0")
     assert pinned(guest) == []
+
+
+def test_unpinning_leaves_the_user_turn_that_another_pin_needs(memory, chat):
+    """Two answers to one question are pinned: unpinning one leaves the question with the other."""
+    chat.add([Message("user", "Which boats?", id="q"), *(Message("assistant", f"Boat {n}", id=f"a{n}") for n in "12")])
+    chat.pin("a1")
+    chat.pin("a2")
+    chat.unpin("a1")
+    assert pinned(chat) == ["q", "a2"]
+    chat.unpin("a2")
+    assert pinned(chat) == []
+
+
+def test_a_pinned_greeting_outlives_the_summary_and_says_when_it_does_not_fit(memory, chat):
+    """It can't be sent as a turn; where room is scarce the summary is cut first, and the report says what was left out."""
+    chat.add([Message("assistant", "Welcome, the code is 4711.", id="greeting"), Message("user", "Hello", id="hello")])
+    chat.pin("greeting")
+    grown(chat, names(0, 30))
+    quoted = {}
+    for tokens in range(20, 400, 10):
+        context = chat.context("Turn", max_tokens=tokens, search=False)
+        system = "\n".join(texts(m for m in context.messages if m.role == "system"))
+        (reason,) = {c.reason for c in context.report if c.id == "greeting"}
+        quoted[tokens] = "4711" in system
+        assert reason.startswith("pinned; quoted") if quoted[tokens] else reason == "pinned, and no room for it"
+        assert quoted[tokens] or "Turn t" not in system
+    assert list(quoted.values()) == sorted(quoted.values()), "once there is room there is room"
+    assert not quoted[20]
+    assert quoted[390]

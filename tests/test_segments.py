@@ -1,15 +1,17 @@
 """Each fold writes segments, and one summary of them all: what they cover, in which order, and what becomes of facts."""
 
+import asyncio
 import random
+import threading
 from contextlib import suppress
 
 import crash_child
 import pytest
-from conftest import SMALL, found, index_keys, live_keys, texts
+from conftest import SMALL, found, index_keys, live_keys, texts, wait_until
 from test_folding import APART, Quoting, raises, said, summaries
 
 import neuralflow_memory._failpoints as failpoints
-from neuralflow_memory import Message, NotFound, SummarizerError
+from neuralflow_memory import ConflictError, Message, NotFound, SummarizerError
 from neuralflow_memory.rules import coverage
 from neuralflow_memory.testing import ManualClock
 
@@ -692,3 +694,128 @@ def test_what_is_pinned_beside_a_summary_outlives_the_deletion_of_another_turn(o
     assert "1250" not in everything(chat)
     all_is_there(chat)
     assert "The invoice 88 is open" in chat.summary()
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["other texts", "nothing"])
+def test_a_summary_that_the_model_always_refuses_is_not_asked_for_at_every_turn(opened, answers):
+    """It is tried a few times; then the lines that were picked have to do, until there are as many new ones."""
+    clock, model, asked = ManualClock(), Model(), []
+
+    def refuse(messages):
+        asked.append(messages)
+        return ""
+
+    memory = opened(embedder="none", pruning=SMALL, summarizer=model, context=APART, clock=clock)
+    chat = memory.session("chat", user_id="ada")
+    model.trouble = {"segments": refuse} if answers else dict.fromkeys(("segments", "turns"), refuse)
+    grown(chat, [f"t{n}" for n in range(12)], say="I saw {} then")
+    asked.clear()
+    for n in range(12, 52):  # twenty folds
+        clock.advance(minutes=6)
+        grown(chat, [f"t{n}"], say="I saw {} then")
+    segments, _ = all_is_there(chat)
+    assert len(asked) <= 20
+    assert {s.metadata["plain"] for s in segments} == {not answers}
+    model.trouble = {}
+    clock.advance(hours=1)
+    grown(chat, [f"t{n}" for n in range(52, 62)], say="I saw {} then")
+    segments, summary = all_is_there(chat)
+    assert not summary.metadata["plain"]
+    assert "tries" not in summary.metadata
+    assert said(chat).startswith("All of it")
+
+
+class Waiting:
+    """A model whose calls wait until they are let through, a number at a time."""
+
+    name = "waiting"
+
+    def __init__(self):
+        self.calls, self.through = 0, threading.Semaphore(0)
+
+    def summarize(self, messages, *, previous, max_tokens):
+        self.calls += 1
+        assert self.through.acquire(timeout=60)
+        return f"Part {self.calls}."
+
+
+def test_a_long_fold_is_stored_in_parts_and_closing_does_not_wait_for_all_of_it(opened):
+    """What is paid for is kept, whole items at a time; the rest is folded after reopening."""
+    context = {"max_context_length": 256, "context_overlap": 0}
+    pruning = {"max_context_items": 2, "summarization_threshold": 4}
+    model = Waiting()
+    memory = opened(embedder="none", pruning=pruning, summarizer=model, context=context)
+    chat = memory.session("chat", user_id="ada")
+    turns = [
+        m
+        for n in range(40)
+        for m in (Message("user", f"T{n} " + "word " * 90, id=f"t{n}"), Message("assistant", "Yes."))
+    ]
+    chat.add(turns)
+    model.through.release(6)  # five segments, and the summary that is made of them
+    wait_until(lambda: model.calls == 7)
+    segments, _ = all_is_there(chat)
+    assert len(segments) == 5
+    assert 60 <= len(chat.messages(view="window")) < 80
+    assert chat.messages(view="window")[0].role == "user"
+    closing = threading.Thread(target=memory.close)
+    closing.start()
+    model.through.release(6)
+    closing.join(30)
+    assert not closing.is_alive()
+    assert 7 <= model.calls <= 12
+    model.through.release(100)
+    memory = opened(embedder="none", pruning=pruning, summarizer=model, context=context)
+    chat = memory.session("chat", user_id="ada")
+    chat.add("One more")
+    memory.flush()
+    segments, _ = all_is_there(chat)
+    assert len(chat.messages(view="window")) <= 5
+    assert len(chat.messages()) == 81
+    assert chat.compact().needed is False
+
+
+def test_what_a_long_fold_did_is_reported_as_one(opened):
+    """Before, after, ids and facts of all its parts."""
+    context = {"max_context_length": 256, "context_overlap": 0}
+    memory = opened(embedder="none", pruning={"summarization_threshold": 10_000}, context=context)
+    chat = memory.session("chat", user_id="ada")
+    chat.add(
+        [Message("user", f"On day {n} I sold {n * 3} boats to Greta. " + "word " * 60, id=f"t{n}") for n in range(40)]
+    )
+    report = chat.compact(max_tokens=200)
+    left = [m.id for m in chat.messages(view="window")]
+    assert memory.stats()["folds"] > 1
+    assert [*report.folded, *left] == [f"t{n}" for n in range(40)]
+    assert report.needed
+    assert report.before > 2500
+    assert report.after == memory.count_tokens(chat.messages(view="window")) - 3 <= 200
+    assert report.covered == len(report.folded)
+    assert report.kept + report.pinned + report.reachable + report.lost > len(report.folded)
+
+
+async def test_compacting_holds_up_nobody(opened):
+    """While a model writes for as many sessions as there are workers and more, turns are added and prompts built."""
+    model = Waiting()
+    memory = opened(embedder="none", summarizer=model)
+    chats = [memory.session(f"chat-{n}", user_id="ada") for n in range(6)]
+    for chat in chats:
+        chat.add(["word " * 50 for _ in range(5)])
+    folds = [asyncio.create_task(chat.acompact(max_tokens=10)) for chat in chats]
+    await asyncio.to_thread(wait_until, lambda: model.calls == 4)
+    async with asyncio.timeout(20):
+        await chats[0].aadd("Meanwhile")
+        assert "Meanwhile" in texts((await chats[0].acontext(search=False)).messages)
+    model.through.release(100)
+    assert {report.by for report in await asyncio.gather(*folds)} == {"waiting"}
+
+
+def test_no_turn_takes_the_place_of_a_summary(opened):
+    """A message that comes with the id of a segment is refused, however conflicts are to be settled."""
+    memory = opened(embedder="none", pruning=SMALL, summarizer=Model(), context=APART)
+    chat = memory.session("chat", user_id="ada")
+    grown(chat, ANIMALS[:6])
+    segments, _ = all_is_there(chat)
+    with pytest.raises(ConflictError):
+        chat.add(Message("user", "Hello", id=segments[0].id), on_conflict="replace")
+    assert all_is_there(chat)[0] == segments

@@ -251,7 +251,8 @@ def test_what_a_failed_call_cost_is_counted_before_the_next_is_weighed(opened):
     holding, chat = threading.Event(), None
 
     def hold():
-        with chat.memory._core.parts.ledger._db.write():  # a busy ledger, e.g. a large import
+        db = chat.memory._core.parts.ledger._db
+        with db.lock, db.write():  # a busy ledger, e.g. a large import
             holding.set()
             threading.Event().wait(0.3)
 
@@ -280,3 +281,31 @@ def test_a_turn_longer_than_max_context_length_is_not_sent_whole(opened):
     chat.add(["word " * 100_000, *[f"T{n}" for n in range(6)]])
     memory.flush()
     assert max(memory.count_tokens(text) for text in sent) < 2 * 4096
+
+
+def test_a_clock_that_is_put_back_ends_a_pause(opened):
+    """A machine's clock that was a year ahead when the model failed does not silence it for a year."""
+    clock, model = ManualClock(), Model(lambda _: "")
+    memory = opened(embedder="none", summarizer=model, pruning=SMALL, clock=clock)
+    chat = memory.session("chat")
+    clock.advance(days=365)
+    folded(chat, 0, 20)
+    asked = len(model.given)
+    folded(chat, 20, 24)
+    assert len(model.given) == asked, "it was not left alone"
+    clock.advance(days=-365)
+    folded(chat, 24, 28)
+    assert len(model.given) > asked
+
+
+def test_spending_is_told_by_day_and_by_session(opened):
+    """Of all, of one day, of one session, of one day of one session."""
+    memory = opened(embedder="none")
+    parts = memory._core.parts
+    for day in range(5):
+        for session in range(3):
+            parts.ledger.spend(session, day=day, summary=Summary("", 1, 2, 0.5))
+    assert parts.ledger.spent(day=3) == {"calls": 3, "input_tokens": 3, "output_tokens": 6, "cost": 1.5}
+    assert parts.ledger.spent(session=1)["calls"] == 5
+    assert parts.ledger.spent(session=1, day=2)["calls"] == 1
+    assert parts.ledger.spent()["calls"] == 15

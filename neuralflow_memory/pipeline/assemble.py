@@ -13,18 +13,20 @@ from itertools import islice
 from typing import Literal
 
 from ..errors import BudgetError, InputError
-from ..rules.budget import REPLY_OVERHEAD, Unit, items, message_tokens, opening, units
+from ..rules.budget import MOST_MARGIN, REPLY_OVERHEAD, Unit, items, message_tokens, opening, units
 from ..types import Candidate, Context, Entry, MemoryType, Message, Scope
 from .blocks import MOST_HITS, Blocks, Quote, line_of, quotes
 from .ingest import own_copy
 from .parts import Parts
+from .resident import Window
 from .search import LONGEST_QUERY, Conditions, ranked
 from .tasks import shown as shown_tasks
 
 _HITS_FROM = (MemoryType.SHORT_TERM, MemoryType.LONG_TERM, MemoryType.EPISODIC)
 _CUT = " […]"
+_MOST_TOKENS = 1 << 40  # no prompt is longer, and floats are exact up to there
+_NO_PLACE = "pinned, and no room for it"
 _LEAST_CUT = 64  # tokens to which an older message may be cut at most
-_FAR_OFF = 4.0  # times our count
 _STEPS = (
     4  # the oldest turns yield by so many parts of the conversation's cap, so that the prompt's front rarely changes
 )
@@ -91,7 +93,7 @@ def context(
     with resident.lock:
         window = parts.window(scope)
         entries, summary, tasks = list(window.entries), window.summary, list(window.tasks)
-    margin = parts.margin(window.model)
+    margin = parts.margins(scope.tenant).get(window.model or "", 1.0)
     budget = _budget(parts, max_tokens, reserve_tokens, overflow, margin)
     messages = [e.message for e in entries]
     plan = _Plan(budget, entries, messages, units(messages, pending_calls=pending_calls))
@@ -109,6 +111,9 @@ def context(
     open_tasks, notes = shown_tasks(tasks, now=parts.clock())
     blocks.take_tasks(open_tasks, room=min(int(caps.task * scale), plan.left))
     blocks.take_summary(summary, unsent, room=min(int(caps.summary * scale), plan.left - blocks.cost))
+    quoted = [e for e in unsent if line_of(e) in blocks.summary]
+    unquoted = {e.number for e in unsent} - {e.number for e in quoted}
+    plan.reasons.update((row, _NO_PLACE) for row, e in enumerate(entries) if e.number in unquoted)
     blocks.take_notes(notes, room=min(int(caps.temporary * scale), plan.left - blocks.cost))
     hits = _hits(parts, scope, query, entries, principal=principal) if search else []
     wanted = sum(q.cost for q in hits[:MOST_HITS] if q.relevant)
@@ -116,17 +121,20 @@ def context(
     # What the hits don't want, older turns may have.
     cap = max(int(caps.conversation * scale), min(caps.conversation, left - wanted))
     room = left - min(int(budget * caps.hits_share), wanted)
-    _older(parts, plan, room=room, cap=cap, step=max(1, int(caps.conversation * scale) // _STEPS))
+    instructions = {row for row in plan.chosen if plan.messages[row].role in ("system", "developer")}
+    room = min(room, cap - sum(plan.costs[row] for row in plan.chosen if row not in instructions))
+    _learn_room(parts, window, plan, room=room)
+    _older(parts, plan, room=room, step=max(1, int(caps.conversation * scale) // _STEPS))
     # Of a turn that was cut, a hit may bring back what answers.
-    sent = {entries[row].key for row, m in plan.chosen.items() if m is messages[row]} | {
-        e.key for e in unsent if line_of(e) in blocks.summary
-    }
+    sent = {entries[row].key for row, m in plan.chosen.items() if m is messages[row]} | {e.key for e in quoted}
     blocks.take_quotes(hits, room=plan.left - blocks.cost, sent=sent)
     while blocks.cost > plan.left and (plan.drop_oldest(keep=needed) or blocks.shrink()):
         pass
     laid, stable = _ordered(parts, plan, blocks)
     tokens = plan.used + blocks.cost
-    window.sent = tokens + reserve_tokens
+    window.sent.tokens = tokens + reserve_tokens
+    if window.cramped:
+        parts.full(scope)  # what prompts have no room for is to be in the summary
     return Context(
         tuple(laid),
         tokens,
@@ -136,6 +144,19 @@ def context(
         margin=margin,
         cacheable=stable,
     )
+
+
+def _learn_room(parts: Parts, window: Window, plan: _Plan, *, room: int) -> None:
+    """Note how much of what may be folded the prompt has room for: *room*, and what is chosen already."""
+    front = opening(plan.messages)
+    sent = window.sent
+    sent.room = room + sum(c for row, c in plan.costs.items() if row >= front and not plan.entries[row].pinned)
+    turn = max((plan.entries[row].number for row in plan.chosen if plan.messages[row].role == "user"), default=0)
+    if sent.room >= parts.settings.pruning.max_context_tokens:
+        sent.short = 0
+    elif turn != sent.turn:
+        sent.short += 1
+    sent.turn = turn
 
 
 def report_usage(parts: Parts, scope: Scope, model: str, tokens: int, *, principal: str | None) -> float:
@@ -148,11 +169,12 @@ def report_usage(parts: Parts, scope: Scope, model: str, tokens: int, *, princip
     resident = parts.resident(scope)
     with resident.lock:
         window = parts.window(scope)
-        if window.sent == 0:
-            return parts.margin(model)
+        if window.sent.tokens == 0:
+            return parts.margins(scope.tenant).get(model, 1.0)
         window.model = model
         # A report that is far off is about another prompt, or about much that nobody reserved.
-        ratio = min(max(tokens / window.sent, 1 / _FAR_OFF), _FAR_OFF)
+        most = int(window.sent.tokens * MOST_MARGIN)
+        ratio = max(min(tokens, most) / window.sent.tokens, 1 / MOST_MARGIN)
         return parts.calibrate(scope, model=model, ratio=ratio)
 
 
@@ -163,7 +185,7 @@ def _budget(parts: Parts, max_tokens: int | None, reserve_tokens: int, overflow:
     for name, value in (("max_tokens", total), ("reserve_tokens", reserve_tokens)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise InputError(f"{name} is a number of tokens, not {value!r:.80}")
-    available = int(total / margin) - reserve_tokens
+    available = int(min(total, _MOST_TOKENS) / margin) - reserve_tokens
     if available < REPLY_OVERHEAD:
         raise BudgetError(
             f"of max_tokens={total} nothing is left beside reserve_tokens={reserve_tokens}"
@@ -271,19 +293,17 @@ def _pinned(plan: _Plan) -> list[Entry]:
         elif plan.cost(rows) <= plan.left:
             plan.take(rows, "pinned")
         else:
-            plan.reasons.update(dict.fromkeys(rows, "pinned, and no room for it"))
+            plan.reasons.update(dict.fromkeys(rows, _NO_PLACE))
     return unsent
 
 
-def _older(parts: Parts, plan: _Plan, *, room: int, cap: int, step: int) -> None:
+def _older(parts: Parts, plan: _Plan, *, room: int, step: int) -> None:
     """Whole items before the newest, as many of the newest as fit.
 
     Where not all fit, long messages are cut to size, and the oldest items yield by steps: the first item sent is one that
     begins a *step* of tokens, so that the prompt's front stays the same for several turns.
     """
     newest = max((row for row in plan.chosen if plan.messages[row].role == "user"), default=len(plan.messages))
-    instructions = {row for row in plan.chosen if plan.messages[row].role in ("system", "developer")}
-    room = min(room, cap - sum(plan.costs[row] for row in plan.chosen if row not in instructions))
     while step > max(1, room // 2):  # by halves, so that it rarely changes
         step //= 2
     older = _items_before(plan, newest)

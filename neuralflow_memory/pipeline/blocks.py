@@ -101,22 +101,27 @@ class Blocks:
     def take_summary(self, summary: Entry | None, pinned: Sequence[Entry], *, room: int) -> None:
         """Take the summary with its pins, and pinned turns that can't be sent as such.
 
-        Where there is no room for all, pins go first; of the text, the sentences that say most stay.
+        Where there is no room for all, first what is pinned beside the summary goes; of the text, the sentences that say most
+        stay; at last the turns go, oldest first.
         """
         text = summary.content if summary is not None else ""
         limit = self.cost + room
         extra = [line_of(e) for e in pinned]
         self.summary = [*(shown(summary).splitlines() if summary is not None else []), *extra]
         whole = self.cost <= limit
+        said = text
         if not whole:
-            self.summary = text.splitlines()
+            self.summary = [*text.splitlines(), *extra]
         while self.summary and (over := self.cost - limit) > 0:
-            shorter = max(0, self.parts.count_again("\n".join(self.summary)) - over)
-            self.summary = self.parts.shortened(text, shorter).splitlines()
+            if said:
+                said = self.parts.shortened(text, max(0, self.parts.count_again(said) - over))
+            else:
+                extra = extra[1:]
+            self.summary = [*said.splitlines(), *extra]
         if summary is not None:
             reason = "covers the turns before the window" if whole else "cut to its share of the budget"
-            cost = self._tokens(self.summary or text.splitlines())
-            self.report.append(Candidate("summary", summary.id, cost, bool(self.summary), reason))
+            cost = self._tokens(said.splitlines() or text.splitlines())
+            self.report.append(Candidate("summary", summary.id, cost, bool(said), reason))
 
     def take_notes(self, notes: Sequence[Shown], *, room: int) -> None:
         """Take temporary notes; where there is no room for all, the oldest go first."""

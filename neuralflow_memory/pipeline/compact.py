@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from .._failpoints import failpoint
@@ -20,7 +20,7 @@ from ..rules import coverage
 from ..rules.budget import items, opening, pauses, units
 from ..rules.coverage import Fact
 from ..rules.lexical import term_ids
-from ..types import CompactionReport, Entry, MemoryType, Scope
+from ..types import CompactionReport, Entry, MemoryType, Message, Scope
 from .ingest import over_limits
 from .parts import Parts, recorded
 from .search import index_of
@@ -33,6 +33,7 @@ _REWRITE_EVERY = 5  # segments that a model works into the summary at once; unti
 OWN_METADATA = frozenset({"kind", "covered", "first", "last", "by", "plain", "tries", "fresh", "pins", "facts"})
 """What folds read of segments and summaries; it stays, whatever a host writes into their metadata."""
 _PINS_HEADING = "Word for word:"
+_FATES = ("kept", "pinned", "reachable", "lost")
 _ENOUGH = 10  # hits among which a turn counts as reachable
 
 
@@ -41,7 +42,7 @@ def compact(
 ) -> CompactionReport:
     """Fold if the window is over its limits, or over *max_tokens*; says what was done, which may be nothing."""
     parts.authorize(principal, "write", scope)
-    if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 0):
+    if max_tokens is not None and (not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 0):
         raise InputError(f"max_tokens is a number of tokens or None, not {max_tokens!r:.80}")
     lock = parts.folding(scope)
     with lock:
@@ -67,45 +68,60 @@ def shown(summary: Entry) -> str:
 
 
 def _fold(parts: Parts, scope: Scope, *, max_tokens: int | None) -> CompactionReport:
-    report = CompactionReport(False, 0, 0)
-    for _ in range(_TRIES):
-        before, over, due = _snapshot(parts, scope)
+    """Fold what is to be folded, some pieces at a time, so that little is done in vain when the process ends."""
+    report: CompactionReport | None = None
+    going, tries = False, 0
+    while True:
+        before, over, due, limit = _snapshot(parts, scope)
+        most = limit if max_tokens is None else max_tokens
         try:
-            report, done = _folded_once(parts, scope, before, over=over, max_tokens=max_tokens)
+            step, outcome = _folded_once(parts, scope, before, over=over, going=going, max_tokens=most)
         except BaseException:
-            if due:
+            if due or going:
                 resident = parts.resident(scope)
                 with resident.lock:
                     parts.window(scope).due = True
             raise
-        if done:
-            break
-    return report
+        if outcome == "overtaken":
+            tries += 1
+        else:
+            report = step if report is None else _both(report, step)
+            going, tries = outcome == "going on", 0
+        if outcome == "done" or parts.closing or tries == _TRIES:
+            return report or step
+
+
+def _both(first: CompactionReport, then: CompactionReport) -> CompactionReport:
+    """Two reports as one."""
+    facts = {name: getattr(first, name) + getattr(then, name) for name in _FATES}
+    return replace(then, needed=True, before=first.before, folded=first.folded + then.folded, **facts)
 
 
 def _folded_once(
-    parts: Parts, scope: Scope, before: StoredWindow, *, over: bool, max_tokens: int | None
-) -> tuple[CompactionReport, bool]:
-    """What was done, and whether it counts; it doesn't if something changed meanwhile."""
+    parts: Parts, scope: Scope, before: StoredWindow, *, over: bool, going: bool, max_tokens: int | None
+) -> tuple[CompactionReport, Literal["done", "going on", "overtaken"]]:
+    """What was done, and whether more is to be done; or whether a change of what it read made it void."""
     tokens = sum(e.tokens for e in before.entries)
-    needed = over or (max_tokens is not None and tokens > max_tokens)
+    needed = over or going or (max_tokens is not None and tokens > max_tokens)
     report = CompactionReport(needed, tokens, tokens, (), _covered(before.summary))
-    rows = _foldable(parts, before.entries, max_tokens=max_tokens) if needed else []
+    rows = _foldable(parts, before.entries, going=going, max_tokens=max_tokens) if needed else []
     if not rows and not before.unsummed:
-        return report, True
+        return report, "done"
     folded = [before.entries[row] for row in rows]
+    whole = len(folded)
+    folded = folded[: _some(folded, size=_piece_size(parts))]
     earlier = (
         parts.ledger.segments(scope) if before.unsummed else []
     )  # before the model is asked, so that a deletion meanwhile is noticed
     shared = _last_covered(parts, scope, before=folded[0]) if folded else []
     segments = list(_segments(parts, scope, folded, before=shared, session=before.session))
     if not folded and not earlier:  # the last ones have gone meanwhile
-        return report, True
+        return report, "done"
     made, said = _summary(parts, scope, before, segments, earlier=earlier, folded=folded)
     segments = [_with_pins(s, made, said) for s in segments]
     failpoint("fold.summarized")
     if not _commit(parts, scope, before, folded=folded, segments=segments, summary=made, read=[*earlier, *shared]):
-        return report, False
+        return report, "overtaken"
     parts.tally["folds"] += bool(folded)
     parts.tally.update({f"facts_{name}": n for name, n in made.metadata["facts"].items()})
     report = replace(
@@ -116,28 +132,33 @@ def _folded_once(
         by=segments[-1].metadata["by"] if segments else "",
         **made.metadata["facts"],
     )
-    return report, True
+    return report, "done" if len(folded) == whole else "going on"
 
 
-def _snapshot(parts: Parts, scope: Scope, *, take_due: bool = True) -> tuple[StoredWindow, bool, bool]:
-    """The window as it is, whether it is over its limits, and whether a fold was due anyway; then it is so no longer."""
+def _snapshot(parts: Parts, scope: Scope, *, take_due: bool = True) -> tuple[StoredWindow, bool, bool, int | None]:
+    """The window as it is, whether it is over its limits, and whether a fold was due anyway; then it is so no longer.
+
+    At last the tokens that it is to have, if prompts have no room for all of it.
+    """
     resident = parts.resident(scope)
     with resident.lock:
         w = parts.window(scope)
         unsummed = w.due and w.summary is None
         stored = StoredWindow(list(w.entries), w.summary, w.session, w.erase_epoch, unsummed=unsummed)
         over, due = over_limits(parts, w), w.due
+        stays = sum(e.tokens for e in w.entries) - w.tokens
+        limit = stays + w.sent.room // 2 if w.cramped else None
         w.due = due and not take_due
     if unsummed:
         stored = replace(stored, unsummed=bool(parts.ledger.segments(scope, last=1)))
-    return stored, over, due
+    return stored, over, due, limit
 
 
-def _foldable(parts: Parts, entries: Sequence[Entry], *, max_tokens: int | None) -> list[int]:
+def _foldable(parts: Parts, entries: Sequence[Entry], *, going: bool, max_tokens: int | None) -> list[int]:
     """Rows of the oldest items that leave: what remains fits both limits, and is never less than the newest item.
 
     Of what was said before the session's last long silence, only `context_overlap` tokens remain. Pinned turns and the
-    host's own instructions at the front stay.
+    host's own instructions at the front stay. *going*: it was over its limits when this fold began.
     """
     pruning, context = parts.settings.pruning, parts.settings.context
     front = opening([e.message for e in entries])
@@ -151,7 +172,7 @@ def _foldable(parts: Parts, entries: Sequence[Entry], *, max_tokens: int | None)
     starts = items(messages)
     boundary = 0
     turns, tokens = len(starts), sum(e.tokens for e in free)
-    over = turns >= pruning.summarization_threshold or tokens > pruning.max_context_tokens
+    over = going or turns >= pruning.summarization_threshold or tokens > pruning.max_context_tokens
     if over or max_tokens is not None:
         most = pruning.max_context_tokens // 2
         if max_tokens is not None:
@@ -161,11 +182,25 @@ def _foldable(parts: Parts, entries: Sequence[Entry], *, max_tokens: int | None)
         past = sum(row < pause for row in rows)
         # A late answer leaves its question where it is.
         boundary = max(boundary, min(starts[-1], _overlap_from(free[:past], tokens=context.context_overlap)))
-    # A tool call and its results leave together or stay together.
+    return rows[: _before_calls(messages, starts, boundary)]
+
+
+def _before_calls(messages: Sequence[Message], starts: Sequence[int], boundary: int) -> int:
+    """The last start of an item, at *boundary* or before, that parts no tool call from a result."""
     for unit in reversed(units(messages)):
         if unit.rows[0] < boundary <= unit.rows[-1]:
             boundary = max(s for s in starts if s <= unit.rows[0])
-    return rows[:boundary]
+    return boundary
+
+
+def _some(folded: Sequence[Entry], *, size: int) -> int:
+    """How many turns to fold at once: whole items, of so few pieces as a model reworks at a time; all, if they can't be cut."""
+    pieces = list(_pieces(folded, size=size))
+    most = sum(map(len, pieces[:_REWRITE_EVERY]))
+    messages = [e.message for e in folded]
+    starts = items(messages)
+    boundary = _before_calls(messages, starts, max((s for s in starts if s <= most), default=0))
+    return len(folded) if most == len(folded) else boundary or len(folded)
 
 
 def _kept_from(entries: Sequence[Entry], starts: Sequence[int], *, most_items: int, most_tokens: int) -> int:
@@ -203,7 +238,7 @@ def _segments(
 ) -> Iterator[Entry]:
     """A segment for each `max_context_length` tokens of *folded*; each reads the end of what came before it, too."""
     context = parts.settings.context
-    for piece in _pieces(folded, size=context.max_context_length - context.context_overlap):
+    for piece in _pieces(folded, size=_piece_size(parts)):
         shared: list[Entry] = []
         room = min(context.context_overlap, context.max_context_length - sum(e.tokens for e in piece))
         for entry in reversed(before):
@@ -213,6 +248,12 @@ def _segments(
             shared.insert(0, entry)
         before = piece
         yield _segment(parts, scope, [*shared, *piece], covered=len(piece), session=session)
+
+
+def _piece_size(parts: Parts) -> int:
+    """Tokens of what one segment covers."""
+    context = parts.settings.context
+    return context.max_context_length - context.context_overlap
 
 
 def _last_covered(parts: Parts, scope: Scope, *, before: Entry) -> list[Entry]:
@@ -303,7 +344,8 @@ def _summary(
             text, fresh = found.text, 0
     if parts.counter.count(text) > limit:
         text = parts.floor.summarize([], previous=text, max_tokens=limit)
-    return _version(parts, scope, old, text, new=new, fresh=fresh, rough=rough, folded=folded)
+    tries = old.metadata.get("tries", 0) if old and rough else 0
+    return _version(parts, scope, old, text, new=new, fresh=fresh, rough=rough, folded=folded, tries=tries)
 
 
 def _rewritten(parts: Parts, old: Entry | None, segments: Sequence[Entry], *, session: int) -> Written:
@@ -327,8 +369,12 @@ def _version(
     fresh: int,
     rough: bool,
     folded: Sequence[Entry],
+    tries: int,
 ) -> tuple[Entry, dict[str, str]]:
-    """The summary that says *text*: the next version of *old*, or a new one; and which turn said a pinned line."""
+    """The summary that says *text*: the next version of *old*, or a new one; and which turn said a pinned line.
+
+    *tries*: how often the model has refused to write it, since it last did.
+    """
     before = [old] if old else new  # where there is no summary, segments know what was pinned of their turns
     earlier = [line for entry in before for line in entry.metadata.get("pins", ())]
     pins, fate, said = _checked(parts, scope, text, folded, earlier=earlier)
@@ -339,7 +385,7 @@ def _version(
         ids = {i for s in (*parts.ledger.segments(scope), *new) for i in s.sources}
         covered = len(ids)
     metadata = {"kind": "summary", "covered": covered, "last": max(known, last), "fresh": fresh, "plain": rough}
-    metadata |= {"pins": pins, "facts": fate}
+    metadata |= {"pins": pins, "facts": fate} | ({"tries": tries} if tries else {})
     made = _derived(parts, scope, text, [*([old] if old else []), *new], metadata=metadata)
     sources = (*(old.sources if old else ()), *(s.id for s in new))
     if old is None:
@@ -372,7 +418,7 @@ def _checked(
     found = _reachable(parts, scope, beside.missing, folded)
     counts = (len(checked.kept), len(beside.kept), found, len(beside.missing) - found)
     said = {fact.line: folded[fact.row].id for fact in checked.missing}
-    return pins, dict(zip(("kept", "pinned", "reachable", "lost"), counts, strict=True)), said
+    return pins, dict(zip(_FATES, counts, strict=True)), said
 
 
 def _reachable(parts: Parts, scope: Scope, facts: Sequence[Fact], folded: Sequence[Entry]) -> int:
@@ -432,13 +478,13 @@ def _commit(
 
 def _write_again(parts: Parts, scope: Scope) -> None:
     """Have the model write what the floor had to write in its place, some segments at a time, from the same turns."""
-    while _written_again(parts, scope):
+    while _written_again(parts, scope) and not parts.closing:
         pass
 
 
 def _written_again(parts: Parts, scope: Scope) -> bool:
     """Whether segments were written again, and others are left."""
-    before, _, _ = _snapshot(parts, scope, take_due=False)
+    before, *_ = _snapshot(parts, scope, take_due=False)
     old = before.summary
     if old is None or not plain(old) or not summarizer_ready(parts):
         return False
@@ -450,30 +496,36 @@ def _written_again(parts: Parts, scope: Scope) -> bool:
         ids = segment.sources[-segment.metadata.get("covered", 1) :] if "tries" in segment.metadata else segment.sources
         read = parts.ledger.by_keys(scope, [parts.ledger.key(scope, id=i) for i in ids])
         theirs = sorted(read.values(), key=lambda e: e.seq)
-        to_blame = parts.breaker.healthy  # if the model answers others and not this one
+        healthy = parts.breaker.healthy
         found = _segment_text(parts, theirs, session=before.session)
         if not found.plain:
             turns += theirs
             again[segment.id] = _with_text(parts, segment, found)
-        elif to_blame:
+        elif healthy:  # it answers others, and not this one
             tries = segment.metadata.get("tries", 1) + 1
             metadata = {**segment.metadata, "tries": tries, "plain": tries < _TRIES}
             again[segment.id] = replace(segment, metadata=metadata, updated_at=parts.clock())
         if not summarizer_ready(parts):
             break
     stored = [again.get(s.id, s) for s in stored]
-    text, fresh, rough = old.content, old.metadata.get("fresh", 0), True
-    if not any(map(plain, stored)):
+    text, fresh, rough, tries = old.content, old.metadata.get("fresh", 0), True, old.metadata.get("tries", 0)
+    left = any(map(plain, stored))
+    if not left:
         newest = sorted(stored, key=lambda e: e.number)[-max(fresh, 1) :]
         waiting = {*again, *(s.id for s in newest)}
+        healthy = parts.breaker.healthy
         whole = _rewritten(parts, old, [s for s in stored if s.id in waiting], session=before.session)
         if not whole.plain:
-            text, fresh, rough = whole.text, 0, False
-    if rough and not again:
+            text, fresh, rough, tries = whole.text, 0, False, 0
+        elif healthy:
+            tries += 1
+            rough = tries < _TRIES  # then the lines that were picked have to do, until there are as many new ones
+            fresh = fresh if rough else 0
+    if not again and (rough, tries) == (True, old.metadata.get("tries", 0)):
         return False
-    made, said = _version(parts, scope, old, text, new=(), fresh=fresh, rough=rough, folded=turns)
+    made, said = _version(parts, scope, old, text, new=(), fresh=fresh, rough=rough, folded=turns, tries=tries)
     better = [_with_pins(s, made, said) for s in again.values()]
-    return _commit(parts, scope, before, folded=(), segments=better, summary=made)
+    return _commit(parts, scope, before, folded=(), segments=better, summary=made) and left
 
 
 def _with_text(parts: Parts, segment: Entry, found: Written) -> Entry:

@@ -233,9 +233,13 @@ def pin(parts: Parts, scope: Scope, id: str, *, principal: str | None, to: bool)
             entries = list(parts.ledger.select(scope, session_only=True, types=[MemoryType.SHORT_TERM]))
         messages = [e.message for e in entries]
         row = next(row for row, e in enumerate(entries) if e.number == entry.number)
-        unit = next(u for u in units(messages) if row in u.rows)
-        start = max(s for s in items(messages) if s <= unit.rows[0])
-        rows = {*unit.rows, *([start] if messages[start].role == "user" else [])}
+        whole, starts = units(messages), items(messages)
+        unit = next(u for u in whole if row in u.rows)
+        start = max(s for s in starts if s <= unit.rows[0])
+        end = min((s for s in starts if s > start), default=len(messages))
+        others = [u for u in whole if u is not unit and start < u.rows[0] < end]
+        needed = to or not any(entries[r].pinned for u in others for r in u.rows)
+        rows = {*unit.rows, *([start] if needed and messages[start].role == "user" else [])}
         try:
             parts.ledger.pin(scope, [entries[r] for r in sorted(rows)], to=to)
         finally:

@@ -185,7 +185,7 @@ def over_limits(parts: Parts, window: Window) -> bool:
     """Whether a window is to be folded."""
     pruning = parts.settings.pruning
     full = window.turns >= pruning.summarization_threshold or window.tokens > pruning.max_context_tokens
-    return full or window.due
+    return full or window.due or window.cramped
 
 
 def to_compact(parts: Parts, window: Window) -> bool:

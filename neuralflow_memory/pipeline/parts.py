@@ -57,7 +57,8 @@ class Parts:
     trouble: str | None = None
     breaker: Breaker = field(default_factory=Breaker)
     closing: bool = False
-    _margins: dict[str, float] = field(default_factory=dict)
+    _margins: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of each model of a tenant, as far as they were asked for."""
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _folds: WeakValueDictionary[Scope, threading.Lock] = field(default_factory=WeakValueDictionary)
     count_again: Callable[[str], int] = field(init=False)
@@ -71,18 +72,17 @@ class Parts:
             lambda text, tokens: self.floor.summarize([], previous=text, max_tokens=tokens)
         )
 
-    def margin(self, model: str | None) -> float:
-        """By how much a model's tokens exceed ours at most, by what was reported of it."""
-        if model is None:
-            return 1.0
-        if model not in self._margins:
-            self._margins[model] = margin(*(self.ledger.calibration(model) or (0, 0.0, 0.0)))
-        return self._margins[model]
+    def margins(self, tenant: str) -> dict[str, float]:
+        """By how much each model's tokens exceed ours at most, by what a tenant's sessions reported of it."""
+        if tenant not in self._margins:
+            self._margins[tenant] = {row[1]: margin(*row[2:]) for row in self.ledger.calibration(tenant)}
+        return self._margins[tenant]
 
     def calibrate(self, scope: Scope, *, model: str, ratio: float) -> float:
         """Take in that *model* was charged *ratio* times our tokens; its margin now."""
-        self._margins[model] = margin(*self.ledger.calibrate(scope, model=model, ratio=ratio))
-        return self._margins[model]
+        known = self.margins(scope.tenant)
+        known[model] = margin(*self.ledger.calibrate(scope, model=model, ratio=ratio))
+        return known[model]
 
     def folding(self, scope: Scope) -> threading.Lock:
         """The lock around a fold of the scope's session, to be held by name. Folds call models; no other lock covers them."""

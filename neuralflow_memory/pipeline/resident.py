@@ -25,6 +25,20 @@ _WEIGH_EVERY = 64  # uses of a resident between two looks at what it holds
 
 
 @dataclass(slots=True)
+class Sent:
+    """What is known of the prompt that was built last for a session; in RAM only."""
+
+    tokens: int = 0
+    """Its tokens, with what the caller reserved; 0 when none was built."""
+    turn: int = 0
+    """Number of the user turn that it is to answer."""
+    room: int = 0
+    """Tokens that it had room for, of what may be folded."""
+    short: int = 0
+    """For how many user turns in a row that was less than the window's limit."""
+
+
+@dataclass(slots=True)
 class Window:
     """A session's verbatim turns with their token counts, and the summary of what came before them."""
 
@@ -39,12 +53,16 @@ class Window:
     """A fold is due whatever the window's size: its session was idle, or the summary is to be made anew."""
     model: str | None = None
     """The model that the session's prompts go to, as the host reported it."""
-    sent: int = 0
-    """Tokens of the prompt that was built last, with what the caller reserved; 0 when none was."""
+    sent: Sent = field(default_factory=Sent)
     tokens: int = 0
     """Of what may be folded: neither the host's own instructions at the front nor pinned turns."""
     turns: int = 0
     """Items that may be folded: user turns, and what stands before the first."""
+
+    @property
+    def cramped(self) -> bool:
+        """Whether prompts, and not just one, have no room for all of it."""
+        return self.sent.short > 1 and self.tokens > self.sent.room
 
     def append(self, entry: Entry) -> None:
         front = entry.role in ("system", "developer") and not self.tokens and not self.turns
@@ -69,6 +87,8 @@ class Resident:
         self._ledger = ledger
         self._index: ScopeIndex | None = None
         self._windows: OrderedDict[str, Window] = OrderedDict()
+        self._sent: dict[str, Sent] = {}
+        """Of the sessions whose windows were used lately, also while a window is to be read anew."""
         self.owner = scope.owner
         self.uses = self.weight = 0  # kept by `Residents`
 
@@ -99,7 +119,7 @@ class Resident:
         window = self._windows.get(scope.session_id)
         if window is None:
             stored = self._ledger.window(scope)
-            window = Window()
+            window = Window(sent=self._sent.setdefault(scope.session_id, Sent()))
             if stored is not None:
                 window.summary = stored.summary and _counted(stored.summary, count)
                 window.session, window.erase_epoch = stored.session, stored.erase_epoch
@@ -109,7 +129,8 @@ class Resident:
                 window.due = stored.unsummed or bool(pauses(window.entries, seconds=expiry))
             self._windows[scope.session_id] = window
             if len(self._windows) > _WINDOWS:
-                self._windows.popitem(last=False)
+                old, _ = self._windows.popitem(last=False)
+                self._sent.pop(old, None)
         self._windows.move_to_end(scope.session_id)
         return window
 

@@ -71,7 +71,7 @@ def _may_ask(parts: Parts) -> bool:
     cap, today = parts.settings.gemini.spend_cap, int(now // _DAY)
     if cap is not None and parts.ledger.spent(day=today)["cost"] >= cap:
         parts.trouble = f"{parts.summarizer.name}: today's gemini.spend_cap of {cap} US dollars is spent"
-        parts.breaker.block((today + 1) * _DAY)
+        parts.breaker.block(now, until=(today + 1) * _DAY)
         return False
     return parts.breaker.enter(now)
 

@@ -7,6 +7,7 @@ import threading
 _FAILURES = 3
 _PAUSE = 30.0  # seconds
 _LONGEST_PAUSE = 900.0
+_MOST_DOUBLINGS = 10  # which make more than that
 
 
 class Breaker:
@@ -18,7 +19,8 @@ class Breaker:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._failures = 0
-        self._until = 0.0
+        self._since = self._until = 0.0
+        """When the pause began and when it ends. A clock that is put back ends it, too."""
 
     @property
     def healthy(self) -> bool:
@@ -27,15 +29,15 @@ class Breaker:
 
     def allows(self, now: float) -> bool:
         """Whether a call may be made now."""
-        return now >= self._until
+        return not self._since <= now < self._until
 
     def enter(self, now: float) -> bool:
         """Whether the caller may make a call now; after a pause only one may, until it has succeeded or failed."""
         with self._lock:
-            if now < self._until:
+            if not self.allows(now):
                 return False
             if self._failures >= _FAILURES:
-                self._until = now + _LONGEST_PAUSE
+                self._since, self._until = now, now + _LONGEST_PAUSE
             return True
 
     def failed(self, now: float) -> None:
@@ -43,17 +45,18 @@ class Breaker:
         with self._lock:
             self._failures += 1
             if self._failures >= _FAILURES:
-                self._until = now + min(_LONGEST_PAUSE, _PAUSE * 2.0 ** (self._failures - _FAILURES))
+                pause = _PAUSE * 2.0 ** min(self._failures - _FAILURES, _MOST_DOUBLINGS)
+                self._since, self._until = now, now + min(_LONGEST_PAUSE, pause)
 
     def succeeded(self) -> None:
         """Let everything through again."""
         with self._lock:
-            self._failures, self._until = 0, 0.0
+            self._failures, self._since, self._until = 0, 0.0, 0.0
 
-    def block(self, until: float) -> None:
-        """Let nothing through until then."""
+    def block(self, now: float, *, until: float) -> None:
+        """Let nothing through from now on until then."""
         with self._lock:
-            self._until = max(self._until, until)
+            self._since, self._until = now, max(self._until, until)
 
 
 __all__ = ["Breaker"]

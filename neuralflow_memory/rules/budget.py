@@ -24,6 +24,7 @@ CALL_OVERHEAD = 4
 """Tokens around one tool call: its braces, keys and quotes."""
 REPLY_OVERHEAD = 3
 """Tokens that prime the reply, once a prompt."""
+MOST_MARGIN = 4.0
 _PRIOR_SPREAD = 0.1  # of a model's token counts over ours, before anything is known
 MEDIA_TOKENS = 256
 """Estimate for an image, a sound, a video or a file: what Gemini charges for a small image (258)."""
@@ -115,12 +116,12 @@ def margin(n: int, mean: float, squared: float) -> float:
 
     *mean* and *squared* are the ratios' mean and sum of squared deviations. The result is the upper end of a 95 % prediction
     interval for the next ratio, with a prior spread of a tenth that a few reports outweigh: without reports 1.0, after one
-    of 1.0 about 1.28, after twenty equal ones 1.04.
+    of 1.0 about 1.28, after twenty equal ones 1.04. It is `MOST_MARGIN` at most.
     """
     if n == 0:
         return 1.0
     spread = math.sqrt((squared + _PRIOR_SPREAD**2) / n)
-    return max(1.0, mean + 1.96 * spread * math.sqrt(1 + 1 / n))
+    return min(max(1.0, mean + 1.96 * spread * math.sqrt(1 + 1 / n)), MOST_MARGIN)
 
 
 def opening(messages: Sequence[Message]) -> int:
@@ -137,6 +138,7 @@ def items(messages: Sequence[Message]) -> list[int]:
 __all__ = [
     "MEDIA_TOKENS",
     "MESSAGE_OVERHEAD",
+    "MOST_MARGIN",
     "REPLY_OVERHEAD",
     "Unit",
     "items",

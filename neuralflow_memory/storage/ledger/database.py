@@ -116,6 +116,7 @@ class Write:
         self._database = database
 
     def __enter__(self) -> sqlite3.Connection:
+        assert self._database.lock.locked()
         writer = self._database._writer
         with translated(self._database.path):
             if self._database._closed.is_set():

@@ -42,7 +42,7 @@ def sequence(
                 entry = replace(entry, position=head.last_position)
         elif same_content(before, entry) or on_conflict == "ignore":
             continue
-        elif on_conflict == "raise":
+        elif on_conflict == "raise" or before.type is not entry.type:  # a summary's id is never a turn's
             raise ConflictError(
                 f"the id {entry.id!r} is taken by other content in this session; give the new one its own id, "
                 "or pass on_conflict='replace' or 'ignore'",

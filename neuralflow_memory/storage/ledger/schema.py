@@ -71,8 +71,8 @@ def _m002_working_memory(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE sessions ADD COLUMN model TEXT")
     # Tokens a model was charged for, over ours: count, mean, and sum of squared deviations (Welford).
     db.execute(
-        "CREATE TABLE calibration (model TEXT PRIMARY KEY, n INTEGER NOT NULL, mean REAL NOT NULL, m2 REAL NOT NULL) "
-        "WITHOUT ROWID"
+        "CREATE TABLE calibration (tenant TEXT NOT NULL, model TEXT NOT NULL, n INTEGER NOT NULL, mean REAL NOT NULL, "
+        "m2 REAL NOT NULL, PRIMARY KEY (tenant, model)) WITHOUT ROWID"
     )
     # What summaries took, by day (since 1970, UTC) and session.
     db.execute(

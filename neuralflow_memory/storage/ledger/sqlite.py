@@ -245,11 +245,11 @@ class SqliteLedger:
             head = sessions.head(db, scope, session_id=_session_id(scope))
             if head is not None:
                 db.execute("UPDATE sessions SET model = ? WHERE id = ?", (model, head.session))
-            return usage.calibrate(db, model, ratio=ratio)
+            return usage.calibrate(db, tenant=scope.tenant, model=model, ratio=ratio)
 
-    def calibration(self, model: str) -> tuple[int, float, float] | None:
+    def calibration(self, tenant: str | None = None) -> list[tuple[str, str, int, float, float]]:
         with self._db.read() as db:
-            return usage.calibration(db, model)
+            return usage.calibration(db, tenant=tenant)
 
     # -- reading
 
