@@ -271,8 +271,9 @@ def is_cut(sent, stored):
     if sent.content == stored.content:
         return False
     text = stored.text or " ".join(f"[{b['type']}]" for b in stored.content)
-    assert sent.content.endswith(CUT)
-    assert text.startswith(sent.content.removesuffix(CUT))
+    places = [n for n in range(len(sent.content)) if sent.content.startswith(CUT, n)]
+    halves = [(sent.content[:n], sent.content[n + len(CUT) :].strip()) for n in places]
+    assert any(text.startswith(head) and text.rstrip().endswith(tail) for head, tail in halves)
     return True
 
 
@@ -403,9 +404,9 @@ class Conversation:
         assert rest == self.memory.count_tokens(blocks) - 3
         # Lines are counted one by one, headings not at all: 16 tokens each are plenty.
         lines = sum(len(m.content.splitlines()) for m in blocks)
-        told = sum(c.tokens for c in others if c.included)
+        quoted = [c for c in turns if c.reason.startswith("pinned; quoted")]
+        told = sum(c.tokens for c in (*others, *quoted) if c.included or c in quoted)
         assert abs(rest - told) <= lines + 16 * 5 * len(blocks)
-        quoted = any(c.reason.startswith("pinned; quoted") for c in turns)
         assert bool(blocks) == any(c.included for c in others) or quoted
         assert (
             self.memory.settings.budget.summary == 0

@@ -26,6 +26,7 @@ _HITS_FROM = (MemoryType.SHORT_TERM, MemoryType.LONG_TERM, MemoryType.EPISODIC)
 _CUT = " […]"
 _MOST_TOKENS = 1 << 40  # no prompt is longer, and floats are exact up to there
 _NO_PLACE = "pinned, and no room for it"
+_QUOTED = "pinned; quoted beside the summary, since no user turn comes before it"
 _LEAST_CUT = 64  # tokens to which an older message may be cut at most
 _STEPS = (
     4  # the oldest turns yield by so many parts of the conversation's cap, so that the prompt's front rarely changes
@@ -111,9 +112,8 @@ def context(
     open_tasks, notes = shown_tasks(tasks, now=parts.clock())
     blocks.take_tasks(open_tasks, room=min(int(caps.task * scale), plan.left))
     blocks.take_summary(summary, unsent, room=min(int(caps.summary * scale), plan.left - blocks.cost))
-    quoted = [e for e in unsent if line_of(e) in blocks.summary]
-    unquoted = {e.number for e in unsent} - {e.number for e in quoted}
-    plan.reasons.update((row, _NO_PLACE) for row, e in enumerate(entries) if e.number in unquoted)
+    quoted = {e.key for e in unsent if line_of(e) in blocks.summary}
+    plan.reasons.update((row, _QUOTED) for row, e in enumerate(entries) if e.key in quoted)
     blocks.take_notes(notes, room=min(int(caps.temporary * scale), plan.left - blocks.cost))
     hits = _hits(parts, scope, query, entries, principal=principal) if search else []
     wanted = sum(q.cost for q in hits[:MOST_HITS] if q.relevant)
@@ -126,7 +126,7 @@ def context(
     _learn_room(parts, window, plan, room=room)
     _older(parts, plan, room=room, step=max(1, int(caps.conversation * scale) // _STEPS))
     # Of a turn that was cut, a hit may bring back what answers.
-    sent = {entries[row].key for row, m in plan.chosen.items() if m is messages[row]} | {e.key for e in quoted}
+    sent = {entries[row].key for row, m in plan.chosen.items() if m is messages[row]} | quoted
     blocks.take_quotes(hits, room=plan.left - blocks.cost, sent=sent)
     while blocks.cost > plan.left and (plan.drop_oldest(keep=needed) or blocks.shrink()):
         pass
@@ -255,13 +255,18 @@ def _shrink(parts: Parts, plan: _Plan, rows: Sequence[int]) -> None:
 
 
 def _truncated(parts: Parts, message: Message, tokens: int) -> Message | None:
-    """*message* with its text cut at the end so that it costs at most *tokens*; None if even a word does not fit."""
+    """*message* with its text cut so that it costs at most *tokens*; None if not even a character fits.
+
+    Two thirds of what stays are its beginning, one is its end, where a paste has its question and a tool its error.
+    """
     text = message.text or " ".join(f"[{b['type']}]" for b in message.content if isinstance(b, Mapping))
     low, high = 1, len(text)
     fitted: Message | None = None
     while low <= high:
         middle = (low + high) // 2
-        tried = replace(message, content=text[:middle].rstrip() + _CUT, payload=None)
+        end = middle // 3
+        kept = f"{text[: middle - end].rstrip()}{_CUT} {text[len(text) - end :].lstrip()}".rstrip()
+        tried = replace(message, content=kept, payload=None)
         if message_tokens(tried, parts.counter.count) <= tokens:
             fitted, low = tried, middle + 1
         else:
@@ -287,13 +292,10 @@ def _pinned(plan: _Plan) -> list[Entry]:
             continue
         if plan.messages[start].role != "user" or not (plan.entries[start].pinned or start in plan.chosen):
             unsent[:0] = [plan.entries[row] for row in rows if plan.entries[row].content.strip()]
-            plan.reasons.update(
-                dict.fromkeys(rows, "pinned; quoted beside the summary, since no user turn comes before it")
-            )
         elif plan.cost(rows) <= plan.left:
             plan.take(rows, "pinned")
-        else:
-            plan.reasons.update(dict.fromkeys(rows, _NO_PLACE))
+            continue
+        plan.reasons.update(dict.fromkeys(rows, _NO_PLACE))
     return unsent
 
 
