@@ -397,7 +397,7 @@ class Conversation:
         assert all(c.reason for c in context.report)
         for m in window:
             (c,) = [c for c in turns if c.id == m.id]
-            assert c.tokens >= cost(verbatim.get(m.id, m), self.size)
+            assert c.tokens >= cost(verbatim.get(m.id, m), self.size) or c.reason.startswith("pinned; quoted")
             assert (c.part == "system") == (m.role in ("system", "developer"))
         rest = context.tokens - 3 - sum(c.tokens for c in turns if c.included)
         blocks = [m for m in context.messages if m.id is None]

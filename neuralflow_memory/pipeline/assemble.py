@@ -113,7 +113,9 @@ def context(
     blocks.take_tasks(open_tasks, room=min(int(caps.task * scale), plan.left))
     blocks.take_summary(summary, unsent, room=min(int(caps.summary * scale), plan.left - blocks.cost))
     quoted = {e.key for e in unsent if line_of(e) in blocks.summary}
-    plan.reasons.update((row, _QUOTED) for row, e in enumerate(entries) if e.key in quoted)
+    for row, entry in enumerate(entries):
+        if entry.key in quoted:
+            plan.reasons[row], plan.costs[row] = _QUOTED, blocks.tokens([line_of(entry)])
     blocks.take_notes(notes, room=min(int(caps.temporary * scale), plan.left - blocks.cost))
     hits = _hits(parts, scope, query, entries, principal=principal) if search else []
     wanted = sum(q.cost for q in hits[:MOST_HITS] if q.relevant)

@@ -98,7 +98,7 @@ class Blocks:
             mine = [lines[n] for n in range(start, end) if n in kept]
             whole = len(mine) == len(task.lines)
             reason = "open, or over not long ago" if whole else "cut to its share of the budget"
-            self.report.append(Candidate("task", task.id, self._tokens(mine or task.lines), bool(mine), reason))
+            self.report.append(Candidate("task", task.id, self.tokens(mine or task.lines), bool(mine), reason))
 
     def take_summary(self, summary: Entry | None, pinned: Sequence[Entry], *, room: int) -> None:
         """Take the summary with its pins, and pinned turns that can't be sent as such.
@@ -123,7 +123,7 @@ class Blocks:
         if summary is not None:
             reason = "covers the turns before the window" if whole else "cut to its share of the budget"
             own = self.summary[: len(self.summary) - len(extra)]
-            cost = self._tokens(own or text.splitlines())
+            cost = self.tokens(own or text.splitlines())
             self.report.append(Candidate("summary", summary.id, cost, bool(own), reason))
 
     def take_notes(self, notes: Sequence[Shown], *, room: int) -> None:
@@ -132,7 +132,7 @@ class Blocks:
         kept = self._fit("notes", lines, order=range(len(lines)), room=room)
         for row, note in enumerate(notes):
             reason = "temporary" if row in kept else "older than what fits"
-            self.report.append(Candidate("note", note.id, self._tokens(note.lines), row in kept, reason))
+            self.report.append(Candidate("note", note.id, self.tokens(note.lines), row in kept, reason))
 
     def take_quotes(self, quotes: Sequence[Quote], *, room: int, sent: set[str]) -> None:
         """Take quotes, best first, while there is room, without the turns that are sent anyway (keys)."""
@@ -167,11 +167,12 @@ class Blocks:
             while kept and over > 0:
                 place = next(going)
                 kept.discard(place)
-                over -= self._tokens([lines[place]]) - MESSAGE_OVERHEAD
+                over -= self.tokens([lines[place]]) - MESSAGE_OVERHEAD
             setattr(self, name, [lines[n] for n in sorted(kept)])
         return kept
 
-    def _tokens(self, lines: Sequence[str]) -> int:
+    def tokens(self, lines: Sequence[str]) -> int:
+        """What lines cost in a block."""
         return sum(self.parts.count_again(line + "\n") for line in lines)
 
 
