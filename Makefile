@@ -9,7 +9,7 @@ FIND_PYTHON = for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test nightly lint typing docs notebooks clean
+.PHONY: help setup demo test matrix nightly lint typing docs notebooks clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' \
@@ -37,6 +37,12 @@ demo: setup ## Play a half-year chat through LangChain and LlamaIndex, then ask 
 test: setup ## Run the tests, the layer rules included
 	@$(PYTHON) -m pytest --quiet
 
+matrix: setup ## Use each host's adapters in an environment where only that host is installed
+	@for extra in langchain langgraph llama-index; do \
+		$(PYTHON) -m venv --clear .matrix/$$extra && \
+		.matrix/$$extra/bin/python -m pip install --quiet --constraint constraints.txt ".[$$extra]" && \
+		.matrix/$$extra/bin/python tests/host_alone.py $$extra --installed || exit 1; done
+
 nightly: setup ## Run the budget's property test with 10,000 examples; takes some twenty minutes
 	@HYPOTHESIS_PROFILE=nightly $(PYTHON) -m pytest --quiet --timeout 0 tests/test_budget_properties.py
 
@@ -54,5 +60,5 @@ notebooks: setup ## Run the notebooks and store their outputs
 	@$(PYTHON) tests/test_notebooks.py
 
 clean: ## Remove what was built and cached; .venv stays
-	@rm -rf site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf site dist .matrix .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

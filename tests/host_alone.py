@@ -73,7 +73,7 @@ def main(host, *options):
             try:
                 import_module(f"neuralflow_memory.{name}")
             except MissingDependency as error:
-                assert "pip install" in str(error)
+                assert "pip install" in str(error)  # noqa: PT017
             else:
                 raise AssertionError(f"neuralflow_memory.{name} was imported without its host")
     with tempfile.TemporaryDirectory() as folder, open_memory(folder, embedder="none") as memory:

@@ -378,6 +378,18 @@ async def test_usage_can_be_reported_from_a_loop(chat):
     wait_until(lambda: chat.context().margin > 2)
 
 
+def test_nothing_stands_between_a_pending_call_and_its_results(opened):
+    """Also where no user turn comes before the call."""
+    chat = opened(embedder="none").session("chat")
+    chat.add(Message("assistant", "", tool_calls=[ToolCall("c1", "look_up", {})]))
+    task = chat.task("trip")
+    task.start()
+    task.note("Ines likes trains", temporary=True)
+    context = chat.context(search=False, pending_calls=True)
+    assert [m.role for m in context.messages] == ["system", "user", "assistant"]
+    assert "Ines" in context.messages[1].text
+
+
 def test_margins_are_each_tenants_own_and_told(chat):
     """What one tenant reports, however wrong, moves nobody else's budget; stats() has them all."""
     other = chat.memory.session("chat", user_id="ada", tenant="acme")

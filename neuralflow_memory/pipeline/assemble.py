@@ -385,7 +385,7 @@ def _ordered(parts: Parts, plan: _Plan, blocks: Blocks) -> tuple[list[Message], 
     roles = [plan.messages[row].role for row in rows]
     front = next((i for i, role in enumerate(roles) if role not in ("system", "developer")), len(rows))
     # The end block stands before the newest user turn; after everything, if that has its answer and another one is due.
-    asked = max((i for i, role in enumerate(roles) if role == "user"), default=len(rows))
+    asked = max((i for i, role in enumerate(roles) if role == "user"), default=front)
     answered = bool(rows) and roles[-1] == "assistant" and not plan.messages[rows[-1]].tool_calls
     place = len(rows) if answered else asked
     sent = [_given(plan.chosen[row]) for row in rows]
