@@ -110,6 +110,7 @@ class Memory:
         found["summarizer"] = parts.summarizer.name
         for name in (
             "added",
+            "failed_writes",
             "embedded",
             "folds",
             "summarizer_calls",

@@ -449,3 +449,35 @@ def test_in_a_text_nothing_from_memory_reads_as_said_by_the_user(opened):
     assert "System: From memory" in text
     assert "Human: Hello" in text
     assert text.count("Human:") == 1
+
+
+@pytest.mark.parametrize("when", ["sync", "async"])
+async def test_a_turn_that_can_not_be_stored_is_not_lost_in_silence(memory, caplog, when):
+    """The host swallows the error after it has answered: it is logged and counted all the same, and the next turn is stored."""
+    chain = with_history(memory, Recorder())
+    writer = memory._core.parts.ledger._db._writer
+    writer.execute("PRAGMA query_only = ON")
+    answer = await chain.ainvoke("Hello", CONFIG) if when == "async" else chain.invoke("Hello", CONFIG)
+    assert answer.content == "answer 1"
+    writer.execute("PRAGMA query_only = OFF")
+    assert memory.stats()["failed_writes"] == 1
+    assert "adding" in memory.stats()["last_error"]
+    assert any(r.name.startswith("neuralflow_memory") and "not stored" in r.getMessage() for r in caplog.records)
+    chain.invoke("Again", CONFIG)
+    assert transcript(memory.session("chat")) == [("user", "Again"), ("assistant", "answer 2")]
+
+
+def test_what_search_finds_may_have_a_variable_of_its_own(memory, session):
+    """`recall_key` takes the quotes out of the history, in text and as messages; without a find it is empty."""
+    session.add("I am allergic to peanuts.")
+    other = memory.session("other", user_id=session.user_id)
+    other.add(["Hello", Message("assistant", "Hi")])
+    recalling = NeuralFlowMemory(other, recall_key="recalled", input_key="input")
+    assert recalling.memory_variables == ["history", "recalled"]
+    found = recalling.load_memory_variables({"input": "What am I allergic to?"})
+    assert "peanuts" in found["recalled"]
+    assert found["history"] == "Human: Hello\nAI: Hi"
+    recalling.return_messages = True
+    found = recalling.load_memory_variables({"input": "What am I allergic to?"})
+    assert [m.content for m in found["history"]] == ["Hello", "Hi"]
+    assert "peanuts" in found["recalled"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from langchain_core.chat_history import BaseChatMessageHistory
@@ -13,6 +15,7 @@ from neuralflow_memory import ConfigError, Memory, Message, Session, open_memory
 from .messages import from_langchain, to_langchain
 
 View = Literal["context", "window", "all"]
+_log = logging.getLogger(__name__)
 
 
 class NeuralFlowChatMessageHistory(BaseChatMessageHistory):
@@ -70,13 +73,17 @@ class NeuralFlowChatMessageHistory(BaseChatMessageHistory):
 
         Raises:
             ConflictError: An id is taken by other content; nothing was stored.
+            StorageError: They could not be written. `RunnableWithMessageHistory` swallows this after it has answered, so it is
+                logged, too, and `Memory.stats()` counts it as `failed_writes`.
         """
-        self.session.add([from_langchain(message) for message in messages])
+        with _told():
+            self.session.add([from_langchain(message) for message in messages])
         self._snapshot = None
 
     async def aadd_messages(self, messages: Sequence[BaseMessage]) -> None:
         """The same as `add_messages`, without blocking the event loop."""
-        await self.session.aadd([from_langchain(message) for message in messages])
+        with _told():
+            await self.session.aadd([from_langchain(message) for message in messages])
         self._snapshot = None
 
     def clear(self) -> None:
@@ -102,6 +109,16 @@ class NeuralFlowChatMessageHistory(BaseChatMessageHistory):
     def _context_options(self) -> dict[str, Any]:
         # No search: the history does not know the question; what it would find belongs to the turn before.
         return {"search": False, "overflow": "truncate", "pending_calls": True, **self._budget}
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Around a write whose error the host may swallow."""
+    try:
+        yield
+    except Exception:
+        _log.exception("A turn was not stored")
+        raise
 
 
 def _session(session: Session | None, memory: Memory | None, session_id: str | None, user_id: str | None) -> Session:

@@ -43,6 +43,7 @@ class NeuralFlowMemory(BaseChatMemory):
         memory_key: The prompt variable.
         human_prefix: Speaks for the user where the prompt takes text. `ai_prefix`: for the model.
         return_messages: Whether the variable holds messages rather than text.
+        recall_key: A second prompt variable, for what search finds, as text; by default it stands in the first one.
         max_tokens: The budget, in tokens, of history and input; by default the memory's `budget.total`.
     """
 
@@ -50,6 +51,7 @@ class NeuralFlowMemory(BaseChatMemory):
     memory_key: str = "history"
     human_prefix: str = "Human"
     ai_prefix: str = "AI"
+    recall_key: str | None = None
     max_tokens: int | None = None
 
     def __init__(
@@ -75,7 +77,7 @@ class NeuralFlowMemory(BaseChatMemory):
     @property
     def memory_variables(self) -> list[str]:
         """The prompt variables this memory fills."""
-        return [self.memory_key]
+        return [self.memory_key] if self.recall_key is None else [self.memory_key, self.recall_key]
 
     def load_memory_variables(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The history for a prompt; *inputs*, if it holds one question, steers the search."""
@@ -98,11 +100,17 @@ class NeuralFlowMemory(BaseChatMemory):
         return _text(inputs.get(key, "")).strip() or None
 
     def _variables(self, context: Context) -> dict[str, Any]:
+        messages, found = list(context.messages), {}
+        if self.recall_key is not None:
+            recalled = [m for m in messages if MARK in m.metadata and m.role == "user"]
+            messages = [m for m in messages if m not in recalled]
+            found = {self.recall_key: "\n\n".join(m.text for m in recalled)}
         if self.return_messages:
-            return {self.memory_key: [to_langchain(message) for message in context.messages]}
+            return {self.memory_key: [to_langchain(m) for m in messages], **found}
         # In a text, what the memory quotes must not read as if the user had said it.
-        messages = [to_langchain(replace(m, role="system") if MARK in m.metadata else m) for m in context.messages]
-        return {self.memory_key: get_buffer_string(messages, human_prefix=self.human_prefix, ai_prefix=self.ai_prefix)}
+        said = [to_langchain(replace(m, role="system") if MARK in m.metadata else m) for m in messages]
+        text = get_buffer_string(said, human_prefix=self.human_prefix, ai_prefix=self.ai_prefix)
+        return {self.memory_key: text, **found}
 
     def _get_input_output(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> tuple[str, str]:
         said, answered = super()._get_input_output(inputs, outputs)

@@ -49,8 +49,10 @@ def add(
                 window.due |= (now - last).total_seconds() > parts.settings.context.expiry_time
         except ConflictError:
             raise  # nothing was written
-        except BaseException:
+        except BaseException as error:
             resident.forget()  # whatever was written, RAM is read anew
+            parts.tally["failed_writes"] += 1
+            parts.trouble = f"adding: {type(error).__name__}: {error}"
             raise
         work = to_compact(parts, window)
     if done.written:
