@@ -242,6 +242,10 @@ class Session:
         """
         return Task(self, name)
 
+    def tasks(self, *, status: Literal["open", "completed", "failed"] | None = None) -> list[Task]:
+        """The session's tasks, oldest first: open ones, and ended ones until `tasks.completed_max_age` is over."""
+        return Task._listed(self, status)
+
     aadd = offload(add)
     amessages = offload(messages)
     aclear = offload(clear)
@@ -253,6 +257,7 @@ class Session:
     apin = offload(pin)
     aunpin = offload(unpin)
     areport_usage = offload(report_usage)
+    atasks = offload(tasks)
 
     async def acompact(self, *, max_tokens: int | None = None) -> CompactionReport:
         """Async twin of `compact`."""

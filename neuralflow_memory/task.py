@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
+from weakref import WeakSet
 
 from ._offload import Workers, offload
 from .errors import TaskError
@@ -23,6 +25,9 @@ T = TypeVar("T")
 
 _around: ContextVar[tuple[str, ...]] = ContextVar("neuralflow_tasks", default=())
 """Keys of the tasks whose blocks are around this code, the innermost last. A key is bound to its session."""
+_inside: WeakSet[Task] = WeakSet()
+"""The tasks whose blocks are running now, in any thread; weak, since a block that is thrown away may never be left."""
+_lock = threading.Lock()
 
 
 class Task:
@@ -38,15 +43,17 @@ class Task:
 
     Leaving the block completes a task that has not ended, and fails it when an exception leaves the block, which goes on.
     Without a block, call `start` and then `complete` or `fail`. A task that is not ended, because its process was killed, is
-    resumed by the next `session.task` of the same name.
+    resumed by the next `session.task` of the same name, and found by `session.tasks`.
 
-    A task begun in another's block, in the same session, is a part of that one and ends with it at the latest. A task begun or
-    resumed elsewhere is a switch of context: the other open tasks of the session lose their temporary notes, except those
-    that it is a part of.
+    A task begun in another's block, in the same session, is a part of that one and ends with it at the latest. It needs a name
+    of its own: starting the task again whose block is around this code raises `TaskError`, also where code calls itself, since
+    the inner one would end the outer. A task begun or resumed elsewhere is a switch of context: the other open tasks of the
+    session lose their temporary notes, except those that it is a part of, and those whose blocks are running at this moment in
+    another thread or asyncio task of this process.
 
     Ending clears values and notes, and leaves an episode that search finds: how the task ended, the 10 values that were set
-    last and the 10 newest lasting notes, each cut to 500 characters. The task stays in the prompt as a line for
-    `tasks.completed_max_age` seconds.
+    last and the 10 newest lasting notes, each cut to 500 characters. The task stays for `tasks.completed_max_age` seconds, and
+    in the prompt as a line, if it is one of the five that ended last.
 
     Every method has an async twin: `set` / `aset`, `complete` / `acomplete`, and so on. A task that was not started yet, or
     is over, raises `TaskError`.
@@ -56,7 +63,18 @@ class Task:
         self._session = session
         self._name = tasks.checked_name(name)
         self._begun: Ref | None = None
-        self._ended: Status | None = None
+        self._seen: Status = "new"
+        """The status as last known; an end is final."""
+
+    @classmethod
+    def _listed(cls, session: Session, status: str | None) -> list[Self]:
+        """The tasks of `Session.tasks`."""
+        found = []
+        for ref, stands in tasks.listed(session._parts, session.scope, principal=session.principal, status=status):
+            task = cls(session, ref.name)
+            task._begun, task._seen = ref, stands
+            found.append(task)
+        return found
 
     @property
     def name(self) -> str:
@@ -73,14 +91,9 @@ class Task:
 
         It is read anew while the task is open, since others may end it, too.
         """
-        if self._begun is None:
-            return "new"
-        if self._ended is None:
-            found = tasks.status(self._parts, self._ref)
-            if found == "open":
-                return "open"
-            self._ended = cast("Status", found or "gone")
-        return self._ended
+        if self._seen == "open":
+            self._seen = cast("Status", tasks.status(self._parts, self._ref) or "gone")
+        return self._seen
 
     async def astatus(self) -> Status:
         """Async twin of `status`."""
@@ -103,34 +116,37 @@ class Task:
         return self._begun
 
     def __repr__(self) -> str:
-        return f"Task({self.name!r})"
+        return f"Task({self.name!r}, {self._seen})"
 
     def start(self) -> None:
-        """Begin the task, or resume the open one of this name in the session."""
+        """Begin the task, or resume the open one of this name in the session, unless its block is around this code."""
         if self._begun is not None:
             raise TaskError(
                 f"task {self.name!r} was started already; make another with session.task({self.name!r})", name=self.name
             )
         s = self._session
-        self._begun = tasks.begin(self._parts, s.scope, self.name, principal=s.principal, around=_around.get())
+        self._begun = tasks.begin(
+            self._parts, s.scope, self.name, principal=s.principal, around=_around.get(), inside=_keys_inside
+        )
+        self._seen = "open"
 
     def set(self, name: str, value: Any) -> None:
-        """Keep a JSON value under *name*."""
+        """Keep a JSON value under *name*: at most 200 values, each of at most 20,000 characters as JSON."""
         tasks.set_value(self._parts, self._ref, name, value)
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value under *name*, or *default*."""
-        return self.values().get(name, default)
+        return self.values().get(tasks.checked_value_name(name), default)
 
     def values(self) -> dict[str, Any]:
         """All values, those set last at the end."""
         return cast("dict[str, Any]", tasks.read(self._parts, self._ref)["values"])
 
     def note(self, text: str, *, temporary: bool = False, lifetime: float | None = None) -> None:
-        """Write down a note.
+        """Write down a note. A task keeps its newest 200 lasting notes and its newest 200 temporary ones; older ones go.
 
         Args:
-            text: What to note.
+            text: What to note, up to 2,000 characters; a prompt shows the first 500.
             temporary: The note has a budget of its own in the prompt and goes after *lifetime*, on a switch of context, and
                 with the task; it is not told in the outcome.
             lifetime: Seconds for which a temporary note lives; None means `context.expiry_time`.
@@ -148,12 +164,12 @@ class Task:
     def complete(self, result: str | None = None) -> None:
         """End the task, and first the open tasks that are parts of it. *result*: what it came to."""
         tasks.end(self._parts, self._ref, "completed", result)
-        self._ended = "completed"
+        self._seen = "completed"
 
     def fail(self, error: BaseException | str) -> None:
         """End the task as one that failed, and first the open tasks that are parts of it."""
         tasks.end(self._parts, self._ref, "failed", error)
-        self._ended = "failed"
+        self._seen = "failed"
 
     astart = offload(start)
     aset = offload(set)
@@ -194,6 +210,8 @@ class Task:
 
     def _enter(self) -> None:
         _around.set((*_around.get(), self._ref.key))
+        with _lock:
+            _inside.add(self)
 
     @contextmanager
     def _leaving(self, error: BaseException | None) -> Iterator[None]:
@@ -209,6 +227,13 @@ class Task:
         finally:
             key = self._begun and self._begun.key
             _around.set(tuple(k for k in _around.get() if k != key))
+            with _lock:
+                _inside.discard(self)
+
+
+def _keys_inside() -> set[str]:
+    with _lock:
+        return {task._ref.key for task in _inside}
 
 
 async def _whole(work: Coroutine[Any, Any, T]) -> T:
@@ -217,7 +242,9 @@ async def _whole(work: Coroutine[Any, Any, T]) -> T:
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
-        await asyncio.wait([running])
+        while not running.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([running])
         if not running.cancelled():
             running.exception()  # seen
         raise

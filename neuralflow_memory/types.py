@@ -152,8 +152,13 @@ def _tool_call(call: Any) -> ToolCall:
 
 
 def utc(when: datetime) -> datetime:
-    """Return *when* as an aware UTC time; a naive one is taken as UTC."""
-    return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+    """Return *when* as an aware UTC time; a naive one is taken as UTC. What UTC can't hold is its first or last instant."""
+    if when.tzinfo is None:
+        return when.replace(tzinfo=UTC)
+    try:
+        return when.astimezone(UTC)
+    except OverflowError:
+        return datetime.min.replace(tzinfo=UTC) if when.year == 1 else datetime.max.replace(tzinfo=UTC)
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

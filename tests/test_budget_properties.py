@@ -321,7 +321,7 @@ class Conversation:
             if what == "end":
                 task.complete(text)
             else:
-                task.note(text, temporary=what == "jot")
+                task.note(text[:2000], temporary=what == "jot")
 
     def ask(self, options):
         options = dict(options)

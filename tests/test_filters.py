@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -170,7 +170,6 @@ def test_parsing_gives_a_filter_or_a_filter_error(expression):
         ({"created_at": {"$gte": 1714694400}}, "datetime"),
         ({"created_at": {"$in": ["2024-05-03", "soon"]}}, "ISO 8601"),
         ({"created_at": {"$startswith": "2024"}}, "$gte"),
-        ({"created_at": datetime.max.replace(tzinfo=timezone(timedelta(hours=-5)))}, "ISO 8601"),
         ({"name": {"$startswith": 10**5000}}, "this int"),
     ],
 )

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from conftest import found, in_threads, index_keys, live_keys, rows, wait_until
+from conftest import found, in_threads, index_keys, live_keys, rows, texts, wait_until
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -28,7 +28,16 @@ from neuralflow_memory import (
 )
 from neuralflow_memory.errors import TaskError
 from neuralflow_memory.pipeline.parts import recorded
-from neuralflow_memory.pipeline.tasks import LONGEST_DETAIL, MOST_DETAILS, shown
+from neuralflow_memory.pipeline.tasks import (
+    LONGEST_DETAIL,
+    LONGEST_NOTE,
+    LONGEST_VALUE,
+    MOST_DETAILS,
+    MOST_NOTES,
+    MOST_OVER,
+    MOST_VALUES,
+    shown,
+)
 from neuralflow_memory.task import Task
 from neuralflow_memory.testing import ManualClock
 
@@ -95,7 +104,7 @@ def test_a_task_is_made_without_any_io(memory):
     """Only starting it writes."""
     before = rows(memory)
     task = memory.session("chat").task("book flight")
-    assert (task.name, task.id, task.status, repr(task)) == ("book flight", None, "new", "Task('book flight')")
+    assert (task.name, task.id, task.status, repr(task)) == ("book flight", None, "new", "Task('book flight', new)")
     assert rows(memory) == before
 
 
@@ -174,7 +183,7 @@ def test_failing_says_why(timed):
     assert told[:4] == ["no seats.", "TimeoutError: no answer.", "KeyError.", "Odd."]
     assert len(told[4]) == LONGEST_DETAIL
     assert told[5] == "ValueError: half ? a pair."
-    assert working(timed)[0][0] == ["book flight: failed, no seats"]
+    assert working(timed)[0][0] == ["book flight: failed, TimeoutError: no answer"]
 
 
 def test_leaving_the_block_completes_without_a_result(timed):
@@ -240,7 +249,7 @@ def test_an_outcome_tells_of_the_newest(chat):
     with chat.task("count") as task:
         for n in range(MOST_DETAILS + 5):
             task.set(f"v{n}", n)
-            task.note(f"note {n} {'x' * 2000}")
+            task.note(f"note {n} {'x' * 1900}")
         task.set("v6", "again")
         assert len(task.notes()) == len(task.values()) == MOST_DETAILS + 5
         assert list(task.values())[-1] == "v6"
@@ -661,8 +670,7 @@ def test_what_another_handle_ended_is_over(opened):
     for error in (None, ValueError("wrong")):
         with pytest.raises(ValueError, match="wrong") if error else nullcontext() as raised:
             with one.task("shared") as task:
-                other = two.task("shared")
-                other.start()
+                [other] = two.tasks(status="open")
                 other.complete("by the other")
                 assert task.status == "completed"
                 with pytest.raises(TaskError):
@@ -744,6 +752,7 @@ def test_the_policy_is_asked(memory):
     with pytest.raises(AccessDenied):
         stranger.start()
     stranger._begun = task._begun.__class__(task._begun.scope, "bob", "book flight", task.id, task._begun.key)
+    stranger._seen = "open"
     for verb in (*VERBS.values(), lambda t: t.status):
         with pytest.raises(AccessDenied):
             verb(stranger)
@@ -1042,7 +1051,6 @@ def test_what_others_write_into_a_task_breaks_nothing(chat):
     """Without what makes it a task it is gone; parts in a circle are shown and ended all the same."""
     with chat.task("one") as one, chat.task("two") as two:
         chat.entries.update(one.id, metadata={**entry_of(chat, one).metadata, "parent": two.id})
-        chat.task("two").start()
         contextvars.Context().run(chat.task("two").start)
         assert [lines[0][:3] for lines in working(chat)[0]] == ["one", "two"]
         one.complete()
@@ -1104,6 +1112,10 @@ class Tasks(RuleBasedStateMachine):
         ids = {t["name"]: i for i, t in self.open.items()}
         task = self.chat.task(data.draw(st.sampled_from(sorted(ids))))
         own = ids[task.name]
+        if own in self.blocks_around():
+            with pytest.raises(TaskError, match="around"):
+                task.start()
+            return own, next(t for t in self.chat.tasks(status="open") if t.id == own)
         # Resuming is a switch of context unless it happens in a block.
         task.start()
         assert task.id == own
@@ -1136,6 +1148,10 @@ class Tasks(RuleBasedStateMachine):
     @rule(name=NAMES, block=st.booleans())
     def start(self, name, block):
         task = self.chat.task(name)
+        if name in [self.open[own]["name"] for own in self.blocks_around() if own in self.open]:
+            with pytest.raises(TaskError, match="around"):
+                task.__enter__() if block else task.start()
+            return
         if block:
             task.__enter__()
         else:
@@ -1217,7 +1233,9 @@ class Tasks(RuleBasedStateMachine):
         assert sorted((n.id, n.lines[0][-1]) for n in notes) == sorted(living)
         ids = [t.id for t in tasks]
         assert set(ids[: len(self.open)]) == self.open.keys()
-        assert set(ids[len(self.open) :]) == {i for i, _, until in self.ended if until > now}
+        over, alive = ids[len(self.open) :], {i for i, _, until in self.ended if until > now}
+        assert len(over) == min(MOST_OVER, len(alive))
+        assert set(over) <= alive
         for place, own in enumerate(ids[: len(self.open)]):
             task = self.open[own]
             assert task["parent"] is None or task["parent"] in ids[:place]
@@ -1237,3 +1255,248 @@ class Tasks(RuleBasedStateMachine):
 
 Tasks.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
 test_any_order_of_everything_leaves_what_it_should = Tasks.TestCase
+
+
+# -- lists, limits, and blocks that meet
+
+
+def test_tasks_can_be_listed_and_taken_up_again(opened, folder, clock):
+    """After a restart nobody needs to know the names: what is open is found, and goes on."""
+    chat = opened(folder, embedder="none", clock=clock).session("chat", user_id="ada")
+    assert chat.tasks() == []
+    for name in ("book flight", "book hotel", "buy socks"):
+        task = chat.task(name)
+        task.start()
+        task.set("for", name)
+    task.complete("wool")
+    chat.memory.close()
+    chat = opened(folder, embedder="none", clock=clock).session("chat", user_id="ada")
+    assert [repr(t) for t in chat.tasks()] == [
+        "Task('book flight', open)",
+        "Task('book hotel', open)",
+        "Task('buy socks', completed)",
+    ]
+    flight, hotel = chat.tasks(status="open")
+    assert (flight.id, flight.values()) == (entry_of(chat, flight).id, {"for": "book flight"})
+    hotel.fail("full")
+    assert [t.status for t in chat.tasks()] == ["open", "failed", "completed"]
+    assert [t.id for t in chat.tasks(status="failed")] == [hotel.id]
+    with pytest.raises(TaskError, match=r"is over \(completed\)"):
+        chat.tasks(status="completed")[0].note("more")
+    with pytest.raises(TaskError, match="started already"):
+        flight.start()
+    clock.advance(seconds=DAY)  # nothing was written since
+    assert [t.name for t in chat.tasks()] == ["book flight"]
+    for other in (chat.memory.session("other", user_id="ada"), chat.memory.session("chat", user_id="bob")):
+        assert other.tasks() == []
+    chat.clear()
+    assert (chat.tasks(), repr(flight), flight.status, repr(flight)) == (
+        [],
+        "Task('book flight', open)",
+        "gone",
+        "Task('book flight', gone)",
+    )
+
+
+@pytest.mark.parametrize("status", ["done", "new", "gone", "", [], 5])
+async def test_tasks_are_listed_by_a_status_there_is(memory, status):
+    """Refused with what there is; the policy is asked; a closed memory says so; listing writes nothing."""
+    chat = memory.session("chat", user_id="ada")
+    before = rows(memory)
+    with pytest.raises(InputError, match="open, completed, failed"):
+        chat.tasks(status=status)
+    with pytest.raises(InputError, match="open, completed, failed"):
+        await chat.atasks(status=status)
+    assert await chat.atasks(status="open") == []
+    assert rows(memory) == before
+    with pytest.raises(AccessDenied):
+        memory.session("chat", user_id="ada", principal="bob").tasks()
+    memory.close()
+    with pytest.raises(ClosedError):
+        chat.tasks()
+
+
+def test_repr_reads_nothing(memory):
+    """It says what was known last, also of a closed memory."""
+    task = memory.session("chat").task("book flight")
+    seen = [repr(task)]
+    task.start()
+    seen.append(repr(task))
+    task.fail("full")
+    seen.append(repr(task))
+    late = memory.session("chat").task("late")
+    late.start()
+    memory.close()
+    assert [*seen, repr(late)] == [
+        "Task('book flight', new)",
+        "Task('book flight', open)",
+        "Task('book flight', failed)",
+        "Task('late', open)",
+    ]
+
+
+async def test_a_task_is_not_started_within_its_own_block(chat):
+    """The inner one would end the outer: refused in any form, however deep; the outer one goes on untouched."""
+
+    def plan(depth):
+        with chat.task("plan"), chat.task(f"part {depth}"):
+            plan(depth + 1)
+
+    with pytest.raises(TaskError, match=r"around this code.*another name") as error:
+        plan(0)
+    assert error.value.name == "plan"
+    assert [o.content[:17] for o in outcomes(chat)] == ["Task part 0: fail", "Task plan: failed"]
+
+    with chat.task("plan") as outer:
+        outer.note("kept", temporary=True)
+        same = chat.task("plan")
+        for start in (same.start, same.__enter__):
+            with pytest.raises(TaskError, match="around"):
+                start()
+        for start in (same.astart, same.__aenter__):
+            with pytest.raises(TaskError, match="around"):
+                await start()
+            with pytest.raises(TaskError, match="around"):
+                await asyncio.create_task(start())
+        assert (same.status, same.id) == ("new", None)
+        [held] = chat.tasks(status="open")
+        held.set("days", 2)
+        assert (outer.status, outer.values(), outer.notes()) == ("open", {"days": 2}, ["kept"])
+        with chat.task("hotels") as inner:
+            assert entry_of(chat, inner).metadata["parent"] == outer.id
+        outer.complete()
+        with same:  # its name is free again
+            assert same.id != outer.id
+    chat.clear()
+    with chat.task("plan"):
+        chat.clear()
+        with chat.task("plan") as anew:
+            assert anew.status == "open"
+
+
+def test_a_task_keeps_its_newest_notes(timed, clock):
+    """So many lasting and so many temporary ones; those that have outlived their time don't count."""
+    with timed.task("long") as task:
+        task.note("long-lived", temporary=True, lifetime=1000)
+        for n in range(MOST_NOTES - 1):
+            task.note(f"short {n}", temporary=True, lifetime=10)
+        clock.advance(seconds=10)
+        task.note("fresh", temporary=True)
+        assert task.notes() == ["long-lived", "fresh"]
+        assert len(entry_of(timed, task).metadata["notes"]) == 2
+        for n in range(MOST_NOTES + 3):
+            task.note(f"lasting {n}")
+        for _ in range(MOST_NOTES + 3):
+            task.note("same", temporary=True)
+        kept = [f"lasting {n}" for n in range(3, MOST_NOTES + 3)]
+        assert task.notes() == [*kept, *["same"] * MOST_NOTES]
+        task.note("newest")
+        assert task.notes() == [*kept[1:], *["same"] * MOST_NOTES, "newest"]
+
+
+def test_a_task_holds_so_much_and_says_so(chat):
+    """Sizes of notes and values, and the number of values; what is refused leaves all as it was."""
+    with chat.task("long") as task:
+        task.note("x" * LONGEST_NOTE)
+        task.set("log", "x" * (LONGEST_VALUE - 2))  # the quotes count
+        for n in range(MOST_VALUES - 1):
+            task.set(f"v{n}", n)
+        before = entry_of(chat, task)
+        for temporary in (False, True):
+            with pytest.raises(MessageError, match=r"2,000 characters, and this one has 2,001"):
+                task.note("x" * (LONGEST_NOTE + 1), temporary=temporary)
+        with pytest.raises(InputError, match=r"20,000 characters as JSON, and 'v1' has 20,001"):
+            task.set("v1", "x" * (LONGEST_VALUE - 1))
+        with pytest.raises(InputError, match="200 values"):
+            task.set("one more", 1)
+        for name in ([], 10**5, None, ""):
+            with pytest.raises(InputError, match="value's name"):
+                task.get(name)
+        assert entry_of(chat, task) == before
+        task.set("v7", "changed")
+        assert (len(task.values()), task.get("v7")) == (MOST_VALUES, "changed")
+
+
+def test_what_is_long_is_cut_in_the_prompt_not_left_out(chat):
+    """A note or value of pages has its beginning shown, and a sign that there is more; so has the outcome."""
+    chat.add("Go on")
+    with chat.task("read") as task:
+        task.note("alpha " * 300)
+        task.note("omega " * 300, temporary=True)
+        task.set("log", ["delta"] * 300)
+        [[_, *lines]], [note] = working(chat)
+        for line, word in zip([*lines, note], ["delta", "alpha", "omega"], strict=True):
+            assert LONGEST_DETAIL - 6 < len(line.removeprefix("- ")) <= LONGEST_DETAIL
+            assert line.endswith(" […]")
+            assert line.count(word) > 40
+        prompt = "\n".join(texts(chat.context(search=False).messages))
+        assert all(line in prompt for line in [*lines, note])
+    assert outcomes(chat)[0].content.endswith(" […]")
+
+
+def test_finished_tasks_do_not_fill_the_prompt(timed, clock):
+    """Of many that have just ended, the newest five are shown; all are listed, and found by search."""
+    timed.add("Go on")
+    for n in range(20):
+        clock.advance(seconds=1)
+        with timed.task(f"errand {n}") as task:
+            task.complete(f"done {n}")
+    prompt = "\n".join(texts(timed.context(search=False).messages))
+    assert [n for n in range(20) if f"errand {n}:" in prompt] == list(range(20 - MOST_OVER, 20))
+    assert [t.name for t in timed.tasks(status="completed")] == [f"errand {n}" for n in range(20)]
+    assert "errand 3" in timed.search("errand 3 done", types=["episodic"])[0].entry.content
+
+
+async def test_tasks_side_by_side_keep_their_temporary_notes(chat):
+    """Starting one is no switch of context away from those whose blocks are running, in asyncio tasks or in threads."""
+    ready = asyncio.Barrier(3)
+
+    async def work(name):
+        async with chat.task(name) as task:
+            await task.anote(f"of {name}", temporary=True)
+            await ready.wait()
+            await ready.wait()
+            return await task.anotes()
+
+    async def switch():
+        await ready.wait()
+        await asyncio.to_thread(contextvars.Context().run, chat.task("another").start)
+        await ready.wait()
+
+    idle = chat.task("idle")
+    idle.start()
+    for _ in range(2):
+        idle.note("fleeting", temporary=True)
+        assert await asyncio.gather(work("a"), work("b"), switch()) == [["of a"], ["of b"], None]
+        assert idle.notes() == []
+
+
+def test_a_block_that_could_not_end_its_task_is_not_running(opened):
+    """Its task, which stays open, loses its temporary notes at a switch as any other does."""
+    memory, other = opened(embedder="none"), opened(embedder="none").session("chat")
+    with pytest.raises(ClosedError):
+        with memory.session("chat").task("one") as left:
+            [task] = other.tasks()
+            task.note("fleeting", temporary=True)
+            contextvars.Context().run(other.task("two").start)
+            assert task.notes() == ["fleeting"]
+            memory.close()
+    other.task("two").start()
+    assert (left.id, task.notes()) == (task.id, [])
+
+
+async def test_a_task_cancelled_again_while_it_is_left_is_ended(chat):
+    """However often: entering and leaving are waited for, and the cancellation goes on."""
+    for n in range(12):
+
+        async def work(n=n):
+            async with chat.task(f"task {n}"):
+                await asyncio.sleep(0.002 * (n % 2))
+
+        running = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        while not running.done():
+            running.cancel()
+            await asyncio.sleep(0)
+        assert running.cancelled()
+        assert chat.tasks(status="open") == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -43,6 +44,7 @@ def transcript(
         with resident.lock:
             found = list(parts.window(scope).entries)
         return [own_copy(e.message) for e in (found if last is None else found[-last:])]
+    last = None if last is None else min(last, sys.maxsize)
     chosen = parts.ledger.select(scope, session_only=True, types=[MemoryType.SHORT_TERM], last=last)
     return [e.message for e in chosen]
 
@@ -106,6 +108,7 @@ def select(
 def listing(parts: Parts, scope: Scope, *, principal: str | None, limit: int | None, **conditions: Any) -> list[Entry]:
     if limit is not None and (not isinstance(limit, int) or limit < 0):
         raise QueryError(f"limit is a number of entries or None, not {limit!r:.80}")
+    limit = None if limit is None else min(limit, sys.maxsize)
     return list(islice(select(parts, scope, principal=principal, limit=limit, **conditions), limit))
 
 
@@ -180,6 +183,8 @@ def delete(
     parts.authorize(principal, "delete", scope)
     if (ids is None) == (filter is None):
         raise InputError("delete takes ids or a filter: pass one of them")
+    if ids is not None and not isinstance(ids, Iterable):
+        raise InputError(f"delete takes an id or a list of ids, not {ids!r:.80}")
     if filter is not None and parse(filter) is None:
         raise InputError("an empty filter would delete everything; call clear() for that")
     resident = parts.resident(scope)

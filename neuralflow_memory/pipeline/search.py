@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -61,7 +62,7 @@ def search(
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise QueryError(f"k is a number of hits, at least 1, not {k!r:.80}")
     hits = ranked(parts, scope, query, principal=principal, conditions=conditions)
-    return list(islice(hits, k))
+    return list(islice(hits, min(k, sys.maxsize)))
 
 
 def ranked(parts: Parts, scope: Scope, query: str, *, principal: str | None, conditions: Conditions) -> Iterator[Hit]:
@@ -148,10 +149,10 @@ def checked_types(types: Iterable[MemoryType] | None) -> list[MemoryType] | None
     """*types* as a list of known ones; `QueryError` otherwise."""
     if types is None:
         return None
-    kinds = list(types)
-    if isinstance(types, str) or not set(kinds) <= set(TYPES):
+    kinds = list(types) if isinstance(types, Iterable) and not isinstance(types, str) else [None]
+    if not all(kind in TYPES for kind in kinds):
         raise QueryError(f"types is a list of {', '.join(TYPES)}, not {types!r:.80}")
-    return [MemoryType(kind) for kind in kinds]
+    return [MemoryType(str(kind)) for kind in kinds]
 
 
 def _allowed(

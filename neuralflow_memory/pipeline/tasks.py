@@ -7,10 +7,10 @@ EPISODIC entry. Each verb is one transaction of the ledger, made from the versio
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from uuid import uuid4
 
 from .._json import copied, dumped
@@ -21,12 +21,19 @@ from .ingest import encodable, take
 from .parts import Parts, recorded
 
 Ending = Literal["completed", "failed"]
+Stored = Literal["open", Ending]
 State = dict[str, Any]
 """The metadata of a task's entry."""
 
 LONGEST_NAME = 200  # characters, of a task's name and of a value's
-LONGEST_DETAIL = 500  # characters of a value or a result where others stand beside it, and of an exception's text
+LONGEST_DETAIL = 500  # characters of a value, note or result where others stand beside it, and of an exception's text
 MOST_DETAILS = 10  # of the values that were set last, and of the newest notes, in an outcome
+MOST_NOTES = 200  # lasting notes of a task, and temporary ones
+MOST_VALUES = 200  # of a task
+LONGEST_NOTE = 2000  # characters
+LONGEST_VALUE = 20_000  # characters of a value's JSON
+MOST_OVER = 5  # ended tasks in a prompt, the newest
+_REST = " […]"  # in place of what is cut off
 _TRIES = 5  # a change that was overtaken by another starts again
 _NEW: State = {
     "kind": "task",
@@ -74,11 +81,20 @@ class _Plan:
 # -- verbs
 
 
-def begin(parts: Parts, scope: Scope, name: str, *, principal: str | None, around: Sequence[str]) -> Ref:
-    """Begin the task, or resume the open one of this name. *around*: keys of the tasks around it, the innermost last.
+def begin(
+    parts: Parts,
+    scope: Scope,
+    name: str,
+    *,
+    principal: str | None,
+    around: Sequence[str],
+    inside: Callable[[], Collection[str]],
+) -> Ref:
+    """Begin the task, or resume the open one of this name, unless it is around this code.
 
-    Outside of all open tasks it is a switch of context: the other open tasks lose their temporary notes, except those
-    that it is a part of.
+    *around*: keys of the tasks around this code, the innermost last; *inside* says those of all tasks whose blocks are
+    running. Outside of all open tasks it is a switch of context: the other open tasks lose their temporary notes, except
+    those that it is a part of, and those whose blocks are running.
     """
     parts.authorize(principal, "write", scope)
 
@@ -87,15 +103,22 @@ def begin(parts: Parts, scope: Scope, name: str, *, principal: str | None, aroun
         by_key = {t.key: t for t in running}
         parent = next((by_key[key] for key in reversed(around) if key in by_key), None)
         task = next((t for t in running if t.metadata["name"] == name), None)
+        if task is not None and task.key in around:
+            raise TaskError(
+                f"task {name!r} is running in a block around this code, and would be ended by the inner one: give the inner "
+                "one another name",
+                name=name,
+            )
         changed = []
         if task is None:
             task = _new(parts, scope, name, parent=parent, now=now)
             changed = [task]
         if parent is None:
             kept = {task.id, *_above(task, running)}
+            busy = inside()
             for other in running:
                 lasting = [n for n in other.metadata["notes"] if n["until"] is None]
-                if other.id not in kept and len(lasting) < len(other.metadata["notes"]):
+                if other.id not in kept and other.key not in busy and len(lasting) < len(other.metadata["notes"]):
                     changed.append(_version(parts, other, {**other.metadata, "notes": lasting}, now=now))
         return _Plan(task, changed)
 
@@ -106,12 +129,20 @@ def begin(parts: Parts, scope: Scope, name: str, *, principal: str | None, aroun
 def set_value(parts: Parts, ref: Ref, name: str, value: Any) -> None:
     """Keep a JSON value under a name, in place of the one before."""
     parts.authorize(ref.principal, "write", ref.scope)
-    _named(name, what="a value's name")
-    encodable(dumped(value, what="a task's value"))
+    checked_value_name(name)
+    size = len(encodable(dumped(value, what="a task's value")))
+    if size > LONGEST_VALUE:
+        raise InputError(
+            f"a task's value has at most {LONGEST_VALUE:,} characters as JSON, and {name!r:.80} has {size:,}; keep it "
+            "elsewhere, and here where to find it"
+        )
 
     def change(state: State, _: datetime) -> None:
-        state["values"].pop(name, None)  # what was set last stands last
-        state["values"][name] = copied(value, what="a task's value")
+        values = state["values"]
+        if name not in values and len(values) >= MOST_VALUES:
+            raise InputError(f"a task holds at most {MOST_VALUES} values; put several into one, as a list or a mapping")
+        values.pop(name, None)  # what was set last stands last
+        values[name] = copied(value, what="a task's value")
 
     _change(parts, ref, change)
 
@@ -121,7 +152,11 @@ def note(parts: Parts, ref: Ref, text: str, *, temporary: bool, lifetime: float 
     parts.authorize(ref.principal, "write", ref.scope)
     if not isinstance(text, str) or not text.strip():
         raise MessageError("there is nothing to note: give it a text")
-    encodable(text)
+    if len(encodable(text)) > LONGEST_NOTE:
+        raise MessageError(
+            f"a note has at most {LONGEST_NOTE:,} characters, and this one has {len(text):,}; note what matters of it, "
+            "or keep it whole with session.remember()"
+        )
     if lifetime is not None and not temporary:
         raise InputError("only temporary notes have a lifetime: pass temporary=True, too")
     if lifetime is None:
@@ -131,7 +166,10 @@ def note(parts: Parts, ref: Ref, text: str, *, temporary: bool, lifetime: float 
 
     def change(state: State, now: datetime) -> None:
         until = _after(now, lifetime).isoformat() if temporary else None
-        state["notes"].append({"text": text, "at": now.isoformat(), "until": until})
+        notes = [*_living(state["notes"], now), {"text": text, "at": now.isoformat(), "until": until}]
+        same = [place for place, n in enumerate(notes) if (n["until"] is not None) == temporary]
+        dropped = set(same[:-MOST_NOTES])
+        state["notes"] = [n for place, n in enumerate(notes) if place not in dropped]
 
     _change(parts, ref, change)
 
@@ -174,6 +212,20 @@ def read(parts: Parts, ref: Ref) -> State:
     return {**task.metadata, "notes": _living(task.metadata["notes"], parts.clock())}
 
 
+def listed(parts: Parts, scope: Scope, *, principal: str | None, status: str | None) -> list[tuple[Ref, Stored]]:
+    """The session's tasks with their status, oldest first: open ones, and ended ones that have not expired."""
+    parts.authorize(principal, "read", scope)
+    known = get_args(Stored)
+    if status not in (None, *known):
+        raise InputError(f"status is one of {', '.join(known)}, or None for all, not {status!r:.80}")
+    with parts.resident(scope).lock:
+        now = parts.clock()
+        tasks = [t for t in parts.window(scope).tasks if _is_task(t) and not _expired(t, now)]
+    tasks.sort(key=lambda t: t.number)
+    found = [(Ref(scope, principal, t.metadata["name"], t.id, t.key), t.metadata["status"]) for t in tasks]
+    return [(ref, stands) for ref, stands in found if status in (None, stands)]
+
+
 def status(parts: Parts, ref: Ref) -> str | None:
     """The task's status as stored, None when it is not there any more."""
     parts.authorize(ref.principal, "read", ref.scope)
@@ -184,8 +236,8 @@ def status(parts: Parts, ref: Ref) -> str | None:
 def shown(tasks: Sequence[Entry], *, now: datetime) -> tuple[list[Shown], list[Shown]]:
     """What a prompt shows of a session's tasks: the tasks, and their living temporary notes, oldest first.
 
-    Open tasks come first, parents before children, then those that have ended and not expired, as they ended. A line
-    changes only when its task does.
+    Open tasks come first, parents before children, then the newest of those that have ended and not expired, as they
+    ended. A line changes only when its task does.
     """
     mine = list(filter(_is_task, tasks))
     running = _nested([t for t in mine if _is_open(t)], None)
@@ -193,9 +245,9 @@ def shown(tasks: Sequence[Entry], *, now: datetime) -> tuple[list[Shown], list[S
     ended = [t for t in mine if not _is_open(t) and not _expired(t, now)]
     ended.sort(key=lambda t: (t.updated_at, t.number))
     lines = [Shown(t.id, _lines(t.metadata, within=names.get(t.metadata["parent"]))) for t in running]
-    lines += [Shown(t.id, _lines(t.metadata), over=True) for t in ended]
+    lines += [Shown(t.id, _lines(t.metadata), over=True) for t in ended[-MOST_OVER:]]
     notes = [
-        (n["at"], Shown(t.id, [f"{_line(t.metadata['name'])}: {_line(n['text'])}"]))
+        (n["at"], Shown(t.id, [_cut(f"{t.metadata['name']}: {n['text']}")]))
         for t in running
         for n in _living(t.metadata["notes"], now)
         if n["until"] is not None
@@ -206,6 +258,11 @@ def shown(tasks: Sequence[Entry], *, now: datetime) -> tuple[list[Shown], list[S
 def checked_name(name: str) -> str:
     """A task's name, which is a text that is not blank and not too long; `InputError` otherwise."""
     return _named(name, what="a task's name")
+
+
+def checked_value_name(name: str) -> str:
+    """A value's name, which is a text that is not blank and not too long; `InputError` otherwise."""
+    return _named(name, what="a value's name")
 
 
 # -- writing
@@ -421,7 +478,7 @@ def _lines(state: Mapping[str, Any], *, within: str | None = None) -> list[str]:
         about.append(f"{state['progress']:.0%} done")
     about += [_cut(text) for text in (state["step"], state["result"]) if text is not None]
     values = [f"- {_valued(*item)}" for item in state["values"].items()]
-    notes = [f"- {_line(n['text'])}" for n in state["notes"] if n["until"] is None]
+    notes = [f"- {_cut(n['text'])}" for n in state["notes"] if n["until"] is None]
     return [f"{heading}: {', '.join(about)}", *values, *notes]
 
 
@@ -435,11 +492,11 @@ def _line(text: str) -> str:
 
 def _cut(text: str) -> str:
     line = _line(text)
-    return line if len(line) <= LONGEST_DETAIL else f"{line[: LONGEST_DETAIL - 1]}…"
+    return line if len(line) <= LONGEST_DETAIL else f"{line[: LONGEST_DETAIL - len(_REST)]}{_REST}"
 
 
 def _sentence(text: str) -> str:
-    return text if text.endswith((".", "!", "?", "…", "。", "！", "？")) else f"{text}."
+    return text if text.endswith((".", "!", "?", "…", "。", "！", "？", _REST)) else f"{text}."
 
 
 # -- what callers give
@@ -475,12 +532,20 @@ def _after(now: datetime, seconds: float) -> datetime:
 __all__ = [
     "LONGEST_DETAIL",
     "LONGEST_NAME",
+    "LONGEST_NOTE",
+    "LONGEST_VALUE",
     "MOST_DETAILS",
+    "MOST_NOTES",
+    "MOST_OVER",
+    "MOST_VALUES",
     "Ref",
     "Shown",
+    "Stored",
     "begin",
     "checked_name",
+    "checked_value_name",
     "end",
+    "listed",
     "note",
     "progress",
     "read",

@@ -38,7 +38,7 @@ MAX_DEPTH = 32
 
 _TIMES = frozenset({"created_at", "written_at", "updated_at", "expires_at"})
 _SCOPED = frozenset({"session_id", "user_id", "agent_id"})
-_PLAIN = """id type role name content seq importance tags category source provenance trust version"""
+_PLAIN = """id type role name content seq importance tags category source provenance trust version pinned key tokens"""
 FIELDS = frozenset(_PLAIN.split()) | _TIMES | _SCOPED
 """Names that mean a field of the entry rather than a metadata key."""
 
