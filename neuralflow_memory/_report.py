@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
-from .types import Candidate, Context
+from .types import Candidate, CompactionReport, Context
 
 _LOOKS = {
     "system": ("system", "▒", "#b05cc6"),
-    "task": ("task", "▞", "#4c72d8"),
+    "task": ("tasks", "▞", "#4c72d8"),
     "note": ("notes", "▚", "#d9743a"),
     "summary": ("summary", "▓", "#c49a00"),
     "turn": ("turns", "█", "#2f9e44"),
@@ -137,6 +137,18 @@ def shortened(text: str, columns: int = _ID) -> str:
     return head + "…"
 
 
+def compaction(report: CompactionReport) -> str:
+    """What a fold did, in two lines at most."""
+    if not report.needed:
+        return f"nothing was folded: the window's {report.before:,} tokens are within its limits"
+    by = f" (by {report.by})" if report.by else ""
+    fates = ", ".join(f"{getattr(report, name):,} {name}" for name in ("kept", "pinned", "reachable", "lost"))
+    return (
+        f"{len(report.folded):,} turns folded, {report.before:,} → {report.after:,} tokens; "
+        f"the summary covers {report.covered:,} turns{by}\nfacts: {fates}"
+    )
+
+
 def as_text(context: Context, *, width: int = 100) -> str:
     """The budget bar, its legend and the report, in lines of at most *width* columns (60 at least)."""
     width = max(width, _NARROWEST)
@@ -241,4 +253,16 @@ def _shown(name: str, cell: str) -> str:
     return f' title="{escape(cell)}">{escape(shortened(cell))}' if name == "id" else f">{escape(cell)}"
 
 
-__all__ = ["NUMBERS", "Share", "as_html", "as_text", "cells", "details", "rows", "shares", "shortened", "total"]
+__all__ = [
+    "NUMBERS",
+    "Share",
+    "as_html",
+    "as_text",
+    "cells",
+    "compaction",
+    "details",
+    "rows",
+    "shares",
+    "shortened",
+    "total",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, Self
 
@@ -62,6 +63,11 @@ class Tasks(_Section):
     completed_max_age: float = Field(
         default=86400.0, ge=0, description="seconds for which a task that is over stays in working memory"
     )
+    open_max_age: float = Field(
+        default=604800.0,
+        gt=0,
+        description="seconds without a write after which an open task, with its parts, has failed",
+    )
 
 
 class Gemini(_Section):
@@ -120,11 +126,19 @@ class Settings(_Section):
 
 
 def explained(error: ValidationError) -> str:
-    """Every problem of *error*, each with the option's name."""
+    """Every problem of *error*, each with the option's name, and with the nearest one where there is none of that name."""
     return "; ".join(
-        f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg'].removeprefix('Value error, ')}"
+        f"{'.'.join(map(str, e['loc'])) or 'settings'}: "
+        + (_unknown(e["loc"]) if e["type"] == "extra_forbidden" else e["msg"].removeprefix("Value error, "))
         for e in error.errors()
     )
+
+
+def _unknown(loc: tuple[int | str, ...]) -> str:
+    section = Settings.model_fields[str(loc[0])].annotation if len(loc) > 1 else Settings
+    known = list(section.model_fields) if isinstance(section, type) and issubclass(section, BaseModel) else []
+    near = get_close_matches(str(loc[-1]), known, n=1)
+    return f"there is no such option{f'; did you mean {near[0]!r}?' if near else ', but ' + ', '.join(known)}"
 
 
 __all__ = ["Budget", "Embedding", "Gemini", "Prompt", "Pruning", "Settings", "Tasks", "explained"]

@@ -33,6 +33,14 @@ from __future__ import annotations
 from typing import Any
 
 
+def brief(value: object) -> str:
+    """*value* as it stands in a message: its repr, in at most 80 characters."""
+    try:
+        return f"{value!r:.80}"
+    except Exception:  # an integer of thousands of digits; a repr that is broken
+        return f"a {type(value).__name__}"
+
+
 class NeuralFlowError(Exception):
     """Base of every error of this package. Keyword arguments become attributes."""
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from .config import Embedding, Settings
 from .core import Core
-from .errors import ConfigError, FolderError, MissingDependency, ModelMismatch, StorageError
+from .errors import ConfigError, FolderError, MissingDependency, ModelMismatch, StorageError, brief
 from .memory import Memory
 from .models.extractive import ExtractiveSummarizer
 from .models.prompted import as_summarizer
@@ -138,7 +138,7 @@ def _check_parts(parts: Mapping[str, Any]) -> None:
         part = parts.get(name)
         if part is not None and (isinstance(part, type) or not isinstance(part, kind)):
             members = ", ".join(sorted(m for m in (*vars(kind), *kind.__annotations__) if not m.startswith("_")))
-            raise ConfigError(f"{name}= takes an object with {members}, not {part!r:.80}")
+            raise ConfigError(f"{name}= takes an object with {members}, not {brief(part)}")
     summarizer = parts.get("summarizer")
     if summarizer is not None and summarizer not in ("gemini", "extractive"):
         as_summarizer(summarizer)

@@ -43,7 +43,8 @@ class Task:
 
     Leaving the block completes a task that has not ended, and fails it when an exception leaves the block, which goes on.
     Without a block, call `start` and then `complete` or `fail`. A task that is not ended, because its process was killed, is
-    resumed by the next `session.task` of the same name, and found by `session.tasks`.
+    resumed by the next `session.task` of the same name, and found by `session.tasks`. One to which, and to whose parts, nothing
+    was written for `tasks.open_max_age` seconds has failed, and can't be resumed.
 
     A task begun in another's block, in the same session, is a part of that one and ends with it at the latest. It needs a name
     of its own: starting the task again whose block is around this code raises `TaskError`, also where code calls itself, since

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal, cast
 
-from .errors import MessageError, ScopeError
+from .errors import MessageError, ScopeError, brief
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "developer", "user", "assistant", "tool")
@@ -53,7 +53,7 @@ class Scope:
                 continue
             if not isinstance(value, str) or not value or "\0" in value or len(value) > 512:
                 raise ScopeError(
-                    f"{name} must be a non-empty string of at most 512 characters without NUL, not {value!r:.80}"
+                    f"{name} must be a non-empty string of at most 512 characters without NUL, not {brief(value)}"
                 )
             try:
                 value.encode()
@@ -99,15 +99,15 @@ class Message:
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
-            raise MessageError(f"unknown role {self.role!r:.80}; use one of {', '.join(ROLES)}")
+            raise MessageError(f"unknown role {brief(self.role)}; use one of {', '.join(ROLES)}")
         if not isinstance(self.content, str):
             object.__setattr__(self, "content", _blocks(self.content))
         for name in ("id", "name", "tool_call_id"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
-                raise MessageError(f"a message's {name} must be a non-empty string or None, not {value!r:.80}")
+                raise MessageError(f"a message's {name} must be a non-empty string or None, not {brief(value)}")
         if not isinstance(self.tool_calls, Iterable) or isinstance(self.tool_calls, str | Mapping):
-            raise MessageError(f"tool_calls is a list of ToolCall, not {self.tool_calls!r:.80}")
+            raise MessageError(f"tool_calls is a list of ToolCall, not {brief(self.tool_calls)}")
         if self.tool_calls:
             object.__setattr__(self, "tool_calls", tuple(_tool_call(c) for c in self.tool_calls))
         elif self.tool_calls != ():
@@ -116,7 +116,7 @@ class Message:
             raise MessageError("a tool message needs the tool_call_id of the call it answers")
         if self.created_at is not None:
             if not isinstance(self.created_at, datetime):
-                raise MessageError(f"created_at is a datetime, not {self.created_at!r:.80}")
+                raise MessageError(f"created_at is a datetime, not {brief(self.created_at)}")
             object.__setattr__(self, "created_at", utc(self.created_at))
         if not isinstance(self.metadata, Mapping) or not (self.payload is None or isinstance(self.payload, Mapping)):
             raise MessageError("a message's metadata and payload must be mappings of JSON values")
@@ -351,6 +351,11 @@ class CompactionReport:
     reachable: int = 0
     lost: int = 0
     by: str = ""
+
+    def __str__(self) -> str:
+        from ._report import compaction
+
+        return compaction(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,16 @@
 """Bad input is a typed error that says what to do, and nothing is half written."""
 
+import re
 from datetime import datetime
 
 import pytest
 from conftest import rows, texts
+from langchain_core.messages import HumanMessage
+from llama_index.core.llms import ChatMessage
 
 from neuralflow_memory import (
     BudgetError,
+    ConfigError,
     EmbeddingError,
     FilterError,
     InputError,
@@ -18,6 +22,7 @@ from neuralflow_memory import (
     ToolCall,
 )
 from neuralflow_memory import Message as M
+from neuralflow_memory.sources import read_settings
 
 LONE = "half \ud800 a pair"
 
@@ -267,3 +272,32 @@ def test_errors_are_what_a_python_programmer_would_catch(chat):
     with pytest.raises(NotFound) as error:
         chat.entries.get("nope")
     assert error.value.id == "nope"
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        (HumanMessage("hello"), "neuralflow_memory.langchain.from_langchain"),
+        (ChatMessage(role="user", content="hello"), "neuralflow_memory.llama_index.from_llama_index"),
+        ({"role": "user", "content": "hello"}, r"Message\(role, content\)"),
+    ],
+    ids=["langchain", "llama_index", "mapping"],
+)
+def test_a_hosts_message_is_refused_with_the_way_to_convert_it(chat, message, advice):
+    """In a list, as a host holds its messages."""
+    with pytest.raises(MessageError, match=advice):
+        chat.add([message])
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"budgt": {"total": 4000}}, "budgt: there is no such option; did you mean 'budget'?"),
+        ({"budget": {"totals": 4000}}, "budget.totals: there is no such option; did you mean 'total'?"),
+        ({"tasks": {"x": 1}}, "tasks.x: there is no such option, but completed_max_age, open_max_age"),
+    ],
+)
+def test_an_unknown_option_is_told_the_nearest(options, advice):
+    """Wherever the settings come from."""
+    with pytest.raises(ConfigError, match=re.escape(advice)):
+        read_settings(**options)

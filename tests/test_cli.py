@@ -142,6 +142,20 @@ def test_context_shows_the_messages_within_the_budget(run, jsonl):
     shown = run("context", "where do the beans go", "--session", "garden", "--user", "ada").stdout
     assert "south wall" in shown
     assert "tokens" in shown
+    found = said(run("context", "where do the beans go", "--session", "garden", "--user", "ada", "--json"))
+    assert found["margin"] == 1.0
+    assert found["cacheable"] >= 0
+    assert all(c["score"] > 0 and c["signals"] for c in found["report"] if c["part"] == "hit")
+    assert any(c["part"] == "hit" for c in found["report"])
+
+
+def test_context_can_cut_a_turn_that_is_too_long(run):
+    """`--overflow truncate`, as the error says; and nothing to show is said."""
+    run("add", "The beans go by the south wall. " * 20, "--session", "garden", "--user", "ada")
+    tight = ("context", "--session", "garden", "--user", "ada", "--max-tokens", "40")
+    assert "truncate" in run(*tight, code=1).stderr
+    assert "[…]" in run(*tight, "--overflow", "truncate").stdout
+    assert run("context", "--user", "bob").stdout.startswith("Nothing to show")
 
 
 def test_sessions_are_listed_by_user(run, jsonl):

@@ -11,6 +11,7 @@ EAST, WEST = timezone(timedelta(hours=5)), timezone(-timedelta(hours=5))
 NASTY = {
     "2**63": 2**63,
     "10**400": 10**400,
+    "10**5000": 10**5000,  # longer than Python writes an integer
     "-1": -1,
     "True": True,
     "1.5": 1.5,

@@ -282,6 +282,23 @@ def test_an_empty_context_is_a_bar(memory):
     assert "0 of 0 tokens" in Page(as_html(nothing)).text
 
 
+def test_a_fold_is_told_in_two_lines(opened):
+    """What left the window, what the summary covers, and what became of the facts."""
+    chat = opened(embedder="none", pruning={"summarization_threshold": 100}).session("chat")
+    assert str(chat.compact()) == "nothing was folded: the window's 0 tokens are within its limits"
+    chat.add([f"Turn {n} about sailing" for n in range(12)])
+    report = chat.compact(max_tokens=10)
+    turns = len(report.folded)
+    first, second = str(report).splitlines()
+    assert first == (
+        f"{turns} turns folded, {report.before} → {report.after} tokens; "
+        f"the summary covers {turns} turns (by extractive)"
+    )
+    assert (
+        second == f"facts: {report.kept} kept, {report.pinned} pinned, {report.reachable} reachable, {report.lost} lost"
+    )
+
+
 def test_an_estimate_says_about(opened):
     """A counter that approximates says so wherever the total stands; an exact one does not."""
     exact, estimated = of(turn(1)), of(turn(1), estimated=True)

@@ -42,6 +42,7 @@ from neuralflow_memory.task import Task
 from neuralflow_memory.testing import ManualClock
 
 LONE = "half \ud800 a pair"
+WEEK = 7 * 24 * 3600
 DAY = 86400
 
 
@@ -85,7 +86,7 @@ def working(session):
     if stored:
         assert window.session == stored.session
     assert {t.number: t for t in window.tasks} == {t.number: t for t in (stored.tasks if stored else [])}
-    tasks, notes = shown(window.tasks, now=parts.clock())
+    tasks, notes = shown(window.tasks, now=parts.clock(), open_max_age=WEEK)
     return [t.lines for t in tasks], [line for n in notes for line in n.lines]
 
 
@@ -465,6 +466,52 @@ def test_the_age_is_an_option(opened, age, there):
     with pytest.raises(TaskError):
         task.note("x")
     assert flushed(chat)
+
+
+def test_an_open_task_fails_at_its_age(opened, clock):
+    """It leaves the prompt at once; the next write to any task of the session writes its outcome, with its parts'."""
+    timed = indexed(opened, clock=clock)
+    trip, flight, hotel = (timed.task(name) for name in ("trip", "flight", "hotel"))
+
+    def killed():
+        trip.__enter__()
+        flight.start()
+        hotel.start()
+        hotel.complete("booked")
+        trip.set("place", "Lisbon")
+
+    contextvars.copy_context().run(killed)
+    clock.advance(seconds=WEEK - 1)
+    flight.progress(0.5)
+    clock.advance(seconds=1)
+    assert (trip.status, working(timed)[0][0][0]) == ("open", "trip: open")  # a part goes on
+    clock.advance(seconds=WEEK - 1)
+    assert ([t.status for t in timed.tasks()], working(timed)) == (["failed", "failed"], ([], []))
+    assert timed.tasks(status="open") == []
+    with pytest.raises(TaskError, match=r"over \(failed\)"):
+        flight.values()
+    assert len(outcomes(timed)) == 1  # the hotel's; nothing was written since
+    with timed.task("trip") as again:
+        assert again.id != trip.id
+    told = [o.content for o in outcomes(timed)]
+    assert told == [
+        "Task hotel: completed. booked.",
+        "Task trip: failed: nothing was done for 7 days. place: Lisbon. Task flight: failed: nothing was done for 7 days.",
+        "Task trip: completed.",
+    ]
+    with pytest.raises(TaskError):
+        flight.note("too late")
+    assert flushed(timed)
+
+
+@pytest.mark.parametrize(("age", "stands"), [(10, "failed"), (1e300, "open"), (float("inf"), "open")])
+def test_the_age_of_open_tasks_is_an_option(opened, clock, age, stands):
+    """`tasks.open_max_age`."""
+    chat = opened(clock=clock, embedder="none", tasks={"open_max_age": age}).session("chat")
+    task = chat.task("one")
+    task.start()
+    clock.advance(seconds=10)
+    assert task.status == stands
 
 
 # -- nesting
@@ -1027,7 +1074,7 @@ def test_lines_stand_still(timed, clock):
     clock.advance(seconds=1)
     tasks[0].complete()
     assert [lines[0] for lines in working(timed)[0]] == ["c: open", "b: completed", "a: completed"]
-    assert shown([], now=clock.now) == ([], [])
+    assert shown([], now=clock.now, open_max_age=WEEK) == ([], [])
 
 
 def test_shown_does_not_depend_on_the_order_given(timed):
@@ -1040,7 +1087,7 @@ def test_shown_does_not_depend_on_the_order_given(timed):
         for name in ("two", "three"):
             timed.task(name).start()
         tasks = timed._parts.ledger.window(timed.scope).tasks
-        results = [shown(order, now=timed._parts.clock()) for order in itertools.permutations(tasks)]
+        results = [shown(order, now=timed._parts.clock(), open_max_age=WEEK) for order in itertools.permutations(tasks)]
         assert all(r == results[0] for r in results)
         lines = [s.lines for s in results[0][0]]
         assert lines[:3] == [["one: open"], ["two (part of one): open"], ["three (part of one): open"]]
@@ -1228,7 +1275,7 @@ class Tasks(RuleBasedStateMachine):
     @invariant()
     def it_shows_what_there_is(self):
         parts, now = self.chat._parts, self.clock.now
-        tasks, notes = shown(parts.window(self.chat.scope).tasks, now=now)
+        tasks, notes = shown(parts.window(self.chat.scope).tasks, now=now, open_max_age=WEEK)
         living = [(i, text) for i, t in self.open.items() for text, until in t["temporary"] if until > now]
         assert sorted((n.id, n.lines[0][-1]) for n in notes) == sorted(living)
         ids = [t.id for t in tasks]

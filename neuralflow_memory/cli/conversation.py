@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -83,6 +83,10 @@ def context(
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", min=1, help="The budget; otherwise budget.total.", show_default=False)
     ] = None,
+    overflow: Annotated[
+        Literal["raise", "truncate"],
+        typer.Option("--overflow", help="What to do with a newest user turn that is too long."),
+    ] = "raise",
     path: PathOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -97,11 +101,13 @@ def context(
             )
             if query is None and not json_:
                 return  # with a question there still is something to show: what other conversations know
-        result = conversation.context(query, max_tokens=max_tokens)
+        result = conversation.context(query, max_tokens=max_tokens, overflow=overflow)
     if json_:
         typer.echo(render.as_json(result))
-    else:
+    elif result.report:
         render.out().print(render.context_view(result))
+    else:
+        typer.echo("Nothing to show: name a conversation with --session, or ask a question.")
 
 
 def _json_filter(text: str | None) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from neuralflow_memory.errors import InputError
+from neuralflow_memory.errors import InputError, brief
 from neuralflow_memory.types import ROLES, Message, Role, Scope, utc
 
 _LOCOMO_DATE = "%I:%M %p on %d %B, %Y"
@@ -104,7 +104,7 @@ def _problems(error: ValidationError) -> str:
             case "missing":
                 problem = f"{name} is missing"
             case "extra_forbidden":
-                problem = f"{name!r:.80} is not a field of a message; put it into metadata, or mend its name"
+                problem = f"{brief(name)} is not a field of a message; put it into metadata, or mend its name"
             case "json_invalid":
                 problem = "not valid JSON: " + re.sub(r"at line \d+ column", "at column", str(e["ctx"]["error"]))
             case _:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
@@ -170,10 +171,9 @@ def _plain(value: Any) -> Any:
                 "tokens": value.tokens,
                 "budget": value.budget,
                 "estimated": value.estimated,
-                "report": [
-                    {"part": c.part, "id": c.id, "tokens": c.tokens, "included": c.included, "reason": c.reason}
-                    for c in value.report
-                ],
+                "cacheable": value.cacheable,
+                "margin": value.margin,
+                "report": [{f.name: _plain(getattr(c, f.name)) for f in fields(c)} for c in value.report],
             }
         case Message():
             return {"role": value.role, "content": value.content, "id": value.id, "name": value.name}

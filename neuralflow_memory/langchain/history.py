@@ -11,6 +11,7 @@ from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import BaseMessage
 
 from neuralflow_memory import ConfigError, Memory, Message, Session, open_memory
+from neuralflow_memory.errors import brief
 
 from .messages import from_langchain, to_langchain
 
@@ -54,6 +55,9 @@ class NeuralFlowChatMessageHistory(BaseChatMessageHistory):
         self._view = view
         self._budget = {"max_tokens": max_tokens, "reserve_tokens": reserve_tokens}
         self._snapshot: Sequence[Message] | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.session!r}, view={self._view!r})"
 
     @property
     def messages(self) -> list[BaseMessage]:  # type: ignore[override]  # the host declares an attribute, and reads it
@@ -122,6 +126,11 @@ def _told() -> Iterator[None]:
 
 
 def _session(session: Session | None, memory: Memory | None, session_id: str | None, user_id: str | None) -> Session:
+    for name, given, kind in (("session", session, Session), ("memory", memory, Memory)):
+        if given is not None and not isinstance(given, kind):
+            raise ConfigError(
+                f"{name}= takes a {kind.__name__}, not {brief(given)}: memory.session(id), open_memory(folder)"
+            )
     if session is None:
         return (open_memory() if memory is None else memory).session(session_id, user_id=user_id)
     if memory is not None or session_id is not None or user_id is not None:

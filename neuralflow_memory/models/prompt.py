@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from string import Formatter
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, brief
 from ..types import Message
 
 PROMPT = """\
@@ -49,7 +49,7 @@ def checked(template: str | None) -> str:
     if not fits:
         raise ConfigError(
             "a summarizer's prompt is a text with the placeholders {tokens} and {words} and no others; "
-            f"write other braces twice, {{{{ and }}}}. Not {template!r:.80}"
+            f"write other braces twice, {{{{ and }}}}. Not {brief(template)}"
         )
     return template
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ..errors import ConfigError, SummarizerError
+from ..errors import ConfigError, SummarizerError, brief
 from ..protocols import Summarizer
 from ..types import Message, Summary
 from .prompt import checked, instruction, transcript
@@ -64,7 +64,7 @@ class PromptedSummarizer:
         except Exception as e:  # a model may raise anything
             raise SummarizerError(f"{self._called} failed: {type(e).__name__}: {e}") from e
         if text is None:
-            raise SummarizerError(f"{self._called} returned no text but {answer!r:.80}", **usage)
+            raise SummarizerError(f"{self._called} returned no text but {brief(answer)}", **usage)
         if not text.strip() or reason.lower() in _UNFINISHED:
             what = "a cut-off or refused summary" if text.strip() else "an empty text"
             raise SummarizerError(f"{self._called} returned {what} (reason: {reason or 'none given'})", **usage)
@@ -104,7 +104,7 @@ def _asking(model: Any) -> Callable[[str, str], Any]:
             return lambda system, user: model(f"{system}\n\n{user}")
     raise ConfigError(
         'summarizer= takes "gemini", "extractive", an object with name and summarize, a LangChain or LlamaIndex model, or '
-        f"a function from text to text, none of them async; not {model!r:.80}"
+        f"a function from text to text, none of them async; not {brief(model)}"
     )
 
 

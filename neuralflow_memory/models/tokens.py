@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
+from ..errors import ConfigError, brief
 from ..protocols import TokenCounter
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def token_counter(encoding: str) -> TokenCounter:
     if encoding == ApproximateCounter.name:
         return ApproximateCounter()
     if encoding not in _FILES:
-        raise ConfigError(f"unknown tokenizer {encoding!r:.80}; use one of {', '.join(sorted(_FILES))}, or approx")
+        raise ConfigError(f"unknown tokenizer {brief(encoding)}; use one of {', '.join(sorted(_FILES))}, or approx")
     import tiktoken
     import tiktoken.registry
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal
 
-from ..errors import BudgetError, InputError
+from ..errors import BudgetError, InputError, brief
 from ..rules.budget import MOST_MARGIN, REPLY_OVERHEAD, Unit, items, message_tokens, opening, units
 from ..types import Candidate, Context, Entry, MemoryType, Message, Scope
 from .blocks import MOST_HITS, Blocks, Quote, line_of, quotes
@@ -109,7 +109,7 @@ def context(
     needed = set(plan.chosen)
     unsent = _pinned(plan)
     blocks = Blocks(parts, together=parts.settings.context.hits_placement == "start")
-    open_tasks, notes = shown_tasks(tasks, now=parts.clock())
+    open_tasks, notes = shown_tasks(tasks, now=parts.clock(), open_max_age=parts.settings.tasks.open_max_age)
     blocks.take_tasks(open_tasks, room=min(int(caps.task * scale), plan.left))
     blocks.take_summary(summary, unsent, room=min(int(caps.summary * scale), plan.left - blocks.cost))
     quoted = {e.key for e in unsent if line_of(e) in blocks.summary}
@@ -165,9 +165,9 @@ def report_usage(parts: Parts, scope: Scope, model: str, tokens: int, *, princip
     """Learn from what *model* was charged for the session's last prompt; its safety margin now."""
     parts.authorize(principal, "write", scope)
     if not isinstance(model, str) or not model:
-        raise InputError(f"model is the model's name, not {model!r:.80}")
+        raise InputError(f"model is the model's name, not {brief(model)}")
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens <= 0:
-        raise InputError(f"tokens is the number of input tokens, at least 1, not {tokens!r:.80}")
+        raise InputError(f"tokens is the number of input tokens, at least 1, not {brief(tokens)}")
     resident = parts.resident(scope)
     with resident.lock:
         window = parts.window(scope)
@@ -183,14 +183,14 @@ def report_usage(parts: Parts, scope: Scope, model: str, tokens: int, *, princip
 def _budget(parts: Parts, max_tokens: int | None, reserve_tokens: int, overflow: str, margin: float) -> int:
     total = parts.settings.budget.total if max_tokens is None else max_tokens
     if overflow not in ("raise", "truncate"):
-        raise InputError(f"overflow must be 'raise' or 'truncate', not {overflow!r:.80}")
+        raise InputError(f"overflow must be 'raise' or 'truncate', not {brief(overflow)}")
     for name, value in (("max_tokens", total), ("reserve_tokens", reserve_tokens)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise InputError(f"{name} is a number of tokens, not {value!r:.80}")
+            raise InputError(f"{name} is a number of tokens, not {brief(value)}")
     available = int(min(total, _MOST_TOKENS) / margin) - reserve_tokens
     if available < REPLY_OVERHEAD:
         raise BudgetError(
-            f"of max_tokens={total} nothing is left beside reserve_tokens={reserve_tokens}"
+            f"of max_tokens={brief(total)} nothing is left beside reserve_tokens={brief(reserve_tokens)}"
             + (f" with a safety margin of {margin:.2f}" if margin > 1 else "")
             + "; raise the one or lower the other",
             needed=REPLY_OVERHEAD,
@@ -368,7 +368,7 @@ def _hits(
     if query is None:
         query = next((e.content for e in reversed(entries) if e.role == "user"), "")
     if not isinstance(query, str):
-        raise InputError(f"the query is a text or None, not {query!r:.80}")
+        raise InputError(f"the query is a text or None, not {brief(query)}")
     query = query.strip()[:LONGEST_QUERY]
     if not query:
         return []

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from .._failpoints import failpoint
-from ..errors import InputError
+from ..errors import InputError, brief
 from ..protocols import StoredWindow
 from ..rules import coverage
 from ..rules.budget import items, opening, pauses, units
@@ -43,7 +43,7 @@ def compact(
     """Fold if the window is over its limits, or over *max_tokens*; says what was done, which may be nothing."""
     parts.authorize(principal, "write", scope)
     if max_tokens is not None and (not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 0):
-        raise InputError(f"max_tokens is a number of tokens or None, not {max_tokens!r:.80}")
+        raise InputError(f"max_tokens is a number of tokens or None, not {brief(max_tokens)}")
     lock = parts.folding(scope)
     with lock:
         report = _fold(parts, scope, max_tokens=max_tokens)

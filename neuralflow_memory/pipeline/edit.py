@@ -10,7 +10,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, Literal
 
-from ..errors import InputError, NotFound, QueryError
+from ..errors import InputError, NotFound, QueryError, brief
 from ..protocols import Record
 from ..rules.budget import items, units
 from ..rules.filters import parse
@@ -34,9 +34,9 @@ def transcript(
     """The session's turns in order: everything ever said, or the verbatim window."""
     parts.authorize(principal, "read", scope)
     if view not in ("all", "window"):
-        raise InputError(f"view must be 'all' or 'window', not {view!r:.80}")
+        raise InputError(f"view must be 'all' or 'window', not {brief(view)}")
     if last is not None and (not isinstance(last, int) or last < 0):
-        raise InputError(f"last is a number of messages, not {last!r:.80}")
+        raise InputError(f"last is a number of messages, not {brief(last)}")
     if last == 0:
         return []
     if view == "window":
@@ -55,14 +55,14 @@ def get(parts: Parts, scope: Scope, id: str, *, principal: str | None) -> Entry:
     found = _find(parts, scope, id)
     if found is None:
         raise NotFound(
-            f"no entry {id!r:.80} in this scope; pass the id of a turn of this session, or an entry's key", id=id
+            f"no entry {brief(id)} in this scope; pass the id of a turn of this session, or an entry's key", id=id
         )
     return found
 
 
 def _find(parts: Parts, scope: Scope, id: str) -> Entry | None:
     if not isinstance(id, str):
-        raise InputError(f"an entry is addressed by its id or key, not {id!r:.80}")
+        raise InputError(f"an entry is addressed by its id or key, not {brief(id)}")
     keys = [parts.ledger.key(scope, id=id, knowledge=True)]
     if scope.session_id is not None:
         keys.insert(0, parts.ledger.key(scope, id=id))
@@ -89,11 +89,11 @@ def select(
     parts.authorize(principal, action, scope)
     condition = parse(filter)
     if within not in ("user", "session"):
-        raise QueryError(f"within must be 'user' or 'session', not {within!r:.80}")
+        raise QueryError(f"within must be 'user' or 'session', not {brief(within)}")
     kinds = checked_types(types)
     start = get(parts, scope, after, principal=principal).number if after is not None else 0
     if since is not None and not isinstance(since, datetime):
-        raise QueryError(f"since must be a datetime, not {since!r:.80}")
+        raise QueryError(f"since must be a datetime, not {brief(since)}")
     found = parts.ledger.select(
         scope,
         session_only=within == "session",
@@ -107,7 +107,7 @@ def select(
 
 def listing(parts: Parts, scope: Scope, *, principal: str | None, limit: int | None, **conditions: Any) -> list[Entry]:
     if limit is not None and (not isinstance(limit, int) or limit < 0):
-        raise QueryError(f"limit is a number of entries or None, not {limit!r:.80}")
+        raise QueryError(f"limit is a number of entries or None, not {brief(limit)}")
     limit = None if limit is None else min(limit, sys.maxsize)
     return list(islice(select(parts, scope, principal=principal, limit=limit, **conditions), limit))
 
@@ -184,7 +184,7 @@ def delete(
     if (ids is None) == (filter is None):
         raise InputError("delete takes ids or a filter: pass one of them")
     if ids is not None and not isinstance(ids, Iterable):
-        raise InputError(f"delete takes an id or a list of ids, not {ids!r:.80}")
+        raise InputError(f"delete takes an id or a list of ids, not {brief(ids)}")
     if filter is not None and parse(filter) is None:
         raise InputError("an empty filter would delete everything; call clear() for that")
     resident = parts.resident(scope)
@@ -232,7 +232,7 @@ def pin(parts: Parts, scope: Scope, id: str, *, principal: str | None, to: bool)
     with resident.lock:
         entry = get(parts, scope, id, principal=principal)
         if entry.type is not MemoryType.SHORT_TERM or entry.scope.session_id != scope.session_id:
-            raise InputError(f"pin() takes the id of a turn of this session, and {id!r:.80} is none")
+            raise InputError(f"pin() takes the id of a turn of this session, and {brief(id)} is none")
         entries = parts.window(scope).entries
         if entry.position is None:
             entries = list(parts.ledger.select(scope, session_only=True, types=[MemoryType.SHORT_TERM]))

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from .._json import copied
-from ..errors import ConflictError, InputError, MessageError
+from ..errors import ConflictError, InputError, MessageError, brief
 from ..protocols import OnConflict, Record
 from ..types import ROLES, Entry, MemoryType, Message, Scope, ToolCall, microseconds, utc
 from .parts import Parts, recorded
@@ -28,7 +28,7 @@ def add(
     """Append messages to a session, all or none; their ids, without those of messages that `context` made up."""
     parts.authorize(principal, "write", scope)
     if on_conflict not in _CONFLICTS:
-        raise InputError(f"on_conflict must be one of {', '.join(_CONFLICTS)}, not {on_conflict!r:.80}")
+        raise InputError(f"on_conflict must be one of {', '.join(_CONFLICTS)}, not {brief(on_conflict)}")
     now = parts.clock()
     records = [turn(parts, scope, m, now=now) for m in listed(messages)]
     if not records:
@@ -81,7 +81,7 @@ def remember(
     if not isinstance(text, str) or not text.strip():
         raise MessageError("there is nothing to remember: give it a text")
     if type not in list(MemoryType):
-        raise InputError(f"type is one of {', '.join(MemoryType)}, not {type!r:.80}")
+        raise InputError(f"type is one of {', '.join(MemoryType)}, not {brief(type)}")
     if type == MemoryType.SHORT_TERM:
         raise MessageError("turns of a chat are added with add(); remember() takes knowledge, notes and episodes")
     given = checked(
@@ -129,12 +129,20 @@ def listed(messages: Messages, *, injected: bool = False) -> list[Message]:
         messages = [messages]
     pair = isinstance(messages, tuple) and len(messages) == 2 and messages[0] in (*ROLES, "human", "ai")
     if not isinstance(messages, Iterable) or isinstance(messages, Mapping) or pair:
-        raise MessageError(f"give a text, a Message or a list of them, not {messages!r:.80}")
+        raise MessageError(f"give a text, a Message or a list of them, not {brief(messages)}")
     found = [Message("user", m) if isinstance(m, str) else m for m in messages]
     for message in found:
         if not isinstance(message, Message):
-            raise MessageError(f"give a text, a Message or a list of them, not {message!r:.80}")
+            raise MessageError(f"give a text, a Message or a list of them, not {brief(message)}{_how(message)}")
     return [m for m in found if injected or m.metadata.get(INJECTED[0]) != INJECTED[1]]
+
+
+def _how(message: object) -> str:
+    """How a host's message becomes one of ours."""
+    for host, convert in (("langchain", "from_langchain"), ("llama_index", "from_llama_index")):
+        if type(message).__module__.startswith(host):
+            return f"; convert it with neuralflow_memory.{host}.{convert}"
+    return "; make it a Message(role, content)" if isinstance(message, Mapping) else ""
 
 
 def turn(parts: Parts, scope: Scope, message: Message, *, now: datetime) -> Record:
@@ -213,25 +221,25 @@ def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     new = dict(fields)
     if "metadata" in new:
         if not isinstance(new["metadata"], Mapping):
-            raise InputError(f"metadata is a mapping of JSON values, not {new['metadata']!r:.80}")
+            raise InputError(f"metadata is a mapping of JSON values, not {brief(new['metadata'])}")
         new["metadata"] = copied(new["metadata"], what="metadata")
     if "tags" in new:
         given = new["tags"]
         tags = [*given] if isinstance(given, Iterable) and not isinstance(given, str) else [None]
         if not all(isinstance(t, str) for t in tags):
-            raise InputError(f"tags is a list of texts, not {given!r:.80}")
+            raise InputError(f"tags is a list of texts, not {brief(given)}")
         new["tags"] = tuple(tags)
     for name in ("category", "source"):
         if name in new and not isinstance(new[name], str | None):
-            raise InputError(f"{name} is a text or None, not {new[name]!r:.80}")
+            raise InputError(f"{name} is a text or None, not {brief(new[name])}")
     if "importance" in new:
         value = new["importance"]
         if not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise InputError(f"importance is a number between 0 and 1, not {value!r:.80}")
+            raise InputError(f"importance is a number between 0 and 1, not {brief(value)}")
         new["importance"] = float(value)
     if new.get("expires_at") is not None:
         if not isinstance(new["expires_at"], datetime):
-            raise InputError(f"expires_at is a datetime or None, not {new['expires_at']!r:.80}")
+            raise InputError(f"expires_at is a datetime or None, not {brief(new['expires_at'])}")
         new["expires_at"] = utc(new["expires_at"])
     return new
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ClosedError, EmbeddingError, QueryError, ScopeError
+from ..errors import ClosedError, EmbeddingError, QueryError, ScopeError, brief
 from ..rules import ranking
 from ..rules.filters import parse
 from ..rules.lexical import term_ids
@@ -60,7 +60,7 @@ def search(
             f"the query has {len(query)} characters; pass the part that asks, at most {LONGEST_QUERY} characters"
         )
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise QueryError(f"k is a number of hits, at least 1, not {k!r:.80}")
+        raise QueryError(f"k is a number of hits, at least 1, not {brief(k)}")
     hits = ranked(parts, scope, query, principal=principal, conditions=conditions)
     return list(islice(hits, min(k, sys.maxsize)))
 
@@ -125,7 +125,7 @@ def _tops(scores: ranking.Scores, allowed: Row) -> Iterator[npt.NDArray[np.int64
 def _session(parts: Parts, scope: Scope, within: Within | None) -> int | None:
     """The session to stay in, None for the whole owner."""
     if within not in (None, "user", "session", "agent"):
-        raise QueryError(f"within must be 'user', 'session' or 'agent', not {within!r:.80}")
+        raise QueryError(f"within must be 'user', 'session' or 'agent', not {brief(within)}")
     if within == "user" and scope.user_id is None:
         raise ScopeError("within='user' needs a user: open the session with user_id=...")
     if within == "agent" and scope.agent_id is None:
@@ -151,7 +151,7 @@ def checked_types(types: Iterable[MemoryType] | None) -> list[MemoryType] | None
         return None
     kinds = list(types) if isinstance(types, Iterable) and not isinstance(types, str) else [None]
     if not all(kind in TYPES for kind in kinds):
-        raise QueryError(f"types is a list of {', '.join(TYPES)}, not {types!r:.80}")
+        raise QueryError(f"types is a list of {', '.join(TYPES)}, not {brief(types)}")
     return [MemoryType(str(kind)) for kind in kinds]
 
 
@@ -184,10 +184,10 @@ def _time(value: datetime | str, name: str) -> int:
             value = datetime.fromisoformat(value)
         except ValueError:
             raise QueryError(
-                f"{name} must be a datetime or an ISO time such as 2026-05-03, not {value!r:.80}"
+                f"{name} must be a datetime or an ISO time such as 2026-05-03, not {brief(value)}"
             ) from None
     if not isinstance(value, datetime):
-        raise QueryError(f"{name} must be a datetime or an ISO time such as 2026-05-03, not {value!r:.80}")
+        raise QueryError(f"{name} must be a datetime or an ISO time such as 2026-05-03, not {brief(value)}")
     return microseconds(utc(value))
 
 

@@ -10,11 +10,12 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Literal, get_args
 from uuid import uuid4
 
 from .._json import copied, dumped
-from ..errors import ConflictError, InputError, MessageError, NotFound, TaskError
+from ..errors import ConflictError, InputError, MessageError, NotFound, TaskError, brief
 from ..protocols import Record
 from ..types import Entry, MemoryType, Scope, microseconds
 from .ingest import encodable, take
@@ -133,7 +134,7 @@ def set_value(parts: Parts, ref: Ref, name: str, value: Any) -> None:
     size = len(encodable(dumped(value, what="a task's value")))
     if size > LONGEST_VALUE:
         raise InputError(
-            f"a task's value has at most {LONGEST_VALUE:,} characters as JSON, and {name!r:.80} has {size:,}; keep it "
+            f"a task's value has at most {LONGEST_VALUE:,} characters as JSON, and {brief(name)} has {size:,}; keep it "
             "elsewhere, and here where to find it"
         )
 
@@ -162,7 +163,7 @@ def note(parts: Parts, ref: Ref, text: str, *, temporary: bool, lifetime: float 
     if lifetime is None:
         lifetime = parts.settings.context.expiry_time
     if not isinstance(lifetime, int | float) or not lifetime > 0:
-        raise InputError(f"lifetime is a number of seconds, more than 0, not {lifetime!r:.80}")
+        raise InputError(f"lifetime is a number of seconds, more than 0, not {brief(lifetime)}")
 
     def change(state: State, now: datetime) -> None:
         until = _after(now, lifetime).isoformat() if temporary else None
@@ -178,9 +179,9 @@ def progress(parts: Parts, ref: Ref, fraction: float, step: str | None) -> None:
     """Say how much of the task is done, 0..1, and what is being done now."""
     parts.authorize(ref.principal, "write", ref.scope)
     if not isinstance(fraction, int | float) or isinstance(fraction, bool) or not 0 <= fraction <= 1:
-        raise InputError(f"progress is a number between 0 and 1, not {fraction!r:.80}")
+        raise InputError(f"progress is a number between 0 and 1, not {brief(fraction)}")
     if step is not None and (not isinstance(step, str) or not step.strip()):
-        raise MessageError(f"what is being done is a text or None, not {step!r:.80}")
+        raise MessageError(f"what is being done is a text or None, not {brief(step)}")
     encodable(step or "")
     _change(parts, ref, lambda state, _: state.update(progress=float(fraction), step=step))
 
@@ -192,15 +193,7 @@ def end(parts: Parts, ref: Ref, status: Ending, result: BaseException | str | No
 
     def plan(tasks: Sequence[Entry], now: datetime) -> _Plan:
         task = _held(ref, next((t for t in tasks if t.key == ref.key), None))
-        doomed = [*reversed(_nested([t for t in tasks if _is_open(t)], task.id)), task]
-        age = parts.settings.tasks.completed_max_age
-        changed = []
-        for one in doomed:
-            empty = {**copied(_NEW, what="a task"), **{k: one.metadata[k] for k in ("name", "parent")}}
-            state = {**empty, "status": status, "result": text if one is task or status == "failed" else None}
-            changed.append(_version(parts, one, state, now=now, expires_at=_after(now, age)))
-        outcome = _outcome(parts, ref.scope, doomed, changed, now=now)
-        return _Plan(task, changed, changed if age <= 0 else (), outcome)
+        return _ended(parts, task, tasks, status, text, now=now)
 
     _write(parts, ref.scope, plan)
 
@@ -208,7 +201,9 @@ def end(parts: Parts, ref: Ref, status: Ending, result: BaseException | str | No
 def read(parts: Parts, ref: Ref) -> State:
     """What the open task holds, without temporary notes that have outlived their time; the caller's own."""
     parts.authorize(ref.principal, "read", ref.scope)
-    task = _held(ref, parts.ledger.by_keys(ref.scope, [ref.key]).get(ref.key))
+    task = _held(
+        ref, parts.ledger.by_keys(ref.scope, [ref.key]).get(ref.key), aged=ref.id in _now_aged(parts, ref.scope)
+    )
     return {**task.metadata, "notes": _living(task.metadata["notes"], parts.clock())}
 
 
@@ -217,30 +212,37 @@ def listed(parts: Parts, scope: Scope, *, principal: str | None, status: str | N
     parts.authorize(principal, "read", scope)
     known = get_args(Stored)
     if status not in (None, *known):
-        raise InputError(f"status is one of {', '.join(known)}, or None for all, not {status!r:.80}")
+        raise InputError(f"status is one of {', '.join(known)}, or None for all, not {brief(status)}")
     with parts.resident(scope).lock:
         now = parts.clock()
         tasks = [t for t in parts.window(scope).tasks if _is_task(t) and not _expired(t, now)]
+    aged = _aged(tasks, now, age=parts.settings.tasks.open_max_age)
     tasks.sort(key=lambda t: t.number)
-    found = [(Ref(scope, principal, t.metadata["name"], t.id, t.key), t.metadata["status"]) for t in tasks]
+    found: list[tuple[Ref, Stored]] = [
+        (Ref(scope, principal, t.metadata["name"], t.id, t.key), "failed" if t.id in aged else t.metadata["status"])
+        for t in tasks
+    ]
     return [(ref, stands) for ref, stands in found if status in (None, stands)]
 
 
 def status(parts: Parts, ref: Ref) -> str | None:
-    """The task's status as stored, None when it is not there any more."""
+    """How the task stands, None when it is not there any more."""
     parts.authorize(ref.principal, "read", ref.scope)
     task = parts.ledger.by_keys(ref.scope, [ref.key]).get(ref.key)
-    return str(task.metadata["status"]) if task is not None and _is_task(task) else None
+    if task is None or not _is_task(task):
+        return None
+    return "failed" if ref.id in _now_aged(parts, ref.scope) else str(task.metadata["status"])
 
 
-def shown(tasks: Sequence[Entry], *, now: datetime) -> tuple[list[Shown], list[Shown]]:
+def shown(tasks: Sequence[Entry], *, now: datetime, open_max_age: float) -> tuple[list[Shown], list[Shown]]:
     """What a prompt shows of a session's tasks: the tasks, and their living temporary notes, oldest first.
 
     Open tasks come first, parents before children, then the newest of those that have ended and not expired, as they
     ended. A line changes only when its task does.
     """
     mine = list(filter(_is_task, tasks))
-    running = _nested([t for t in mine if _is_open(t)], None)
+    aged = _aged(mine, now, age=open_max_age)
+    running = _nested([t for t in mine if _is_open(t) and t.id not in aged], None)
     names = {t.id: t.metadata["name"] for t in running}
     ended = [t for t in mine if not _is_open(t) and not _expired(t, now)]
     ended.sort(key=lambda t: (t.updated_at, t.number))
@@ -281,36 +283,55 @@ def _change(parts: Parts, ref: Ref, change: Callable[[State, datetime], None]) -
 
 
 def _write(parts: Parts, scope: Scope, plan: Callable[[Sequence[Entry], datetime], _Plan]) -> Entry:
-    """Write what *plan* makes of the session's tasks, and what is in RAM with it; from anew if somebody was faster.
+    """Write what *plan* makes of the session's tasks, and what is in RAM with it.
 
-    Ended tasks that have expired are deleted with it. The task that the plan is about, as planned.
+    First, open tasks that have reached their age are ended. Ended tasks that have expired are deleted with it. The task that
+    the plan is about, as planned.
     """
-    resident = parts.resident(scope)
-    with resident.lock:
+    with parts.resident(scope).lock:
         now = parts.clock()
-        for left in reversed(range(_TRIES)):
-            tasks = list(filter(_is_task, parts.window(scope).tasks))
-            made = plan(tasks, now)
-            if not made.changed:
-                return made.task
-            over = [*made.over, *(t for t in tasks if not _is_open(t) and _expired(t, now))]
-            try:
-                written, session = parts.ledger.work(
-                    scope,
-                    tasks=[recorded(t) for t in made.changed],
-                    over=over,
-                    outcome=None if made.outcome is None else recorded(made.outcome),
-                    now=microseconds(now),
-                )
-                _take(parts, scope, written, over, session=session)
-                break
-            except (ConflictError, NotFound):
-                resident.forget()
-                if not left:
-                    raise
-            except BaseException:
-                resident.forget()
+        age = parts.settings.tasks.open_max_age
+        for old in _aged(parts.window(scope).tasks, now, age=age).values():
+            _write_once(parts, scope, partial(_ended_for_age, parts, old), now=now)
+        return _write_once(parts, scope, plan, now=now)
+
+
+def _ended_for_age(parts: Parts, old: Entry, tasks: Sequence[Entry], now: datetime) -> _Plan:
+    task = next((t for t in tasks if t.key == old.key and _is_open(t)), None)
+    if task is None:  # it was a part of one that was ended before, or somebody was faster
+        return _Plan(old)
+    age = str(timedelta(seconds=parts.settings.tasks.open_max_age)).removesuffix(", 0:00:00")
+    return _ended(parts, task, tasks, "failed", f"nothing was done for {age}", now=now)
+
+
+def _write_once(
+    parts: Parts, scope: Scope, plan: Callable[[Sequence[Entry], datetime], _Plan], *, now: datetime
+) -> Entry:
+    """One transaction, made again if somebody was faster; hold the resident's lock."""
+    resident = parts.resident(scope)
+    for left in reversed(range(_TRIES)):
+        tasks = list(filter(_is_task, parts.window(scope).tasks))
+        made = plan(tasks, now)
+        if not made.changed:
+            return made.task
+        over = [*made.over, *(t for t in tasks if not _is_open(t) and _expired(t, now))]
+        try:
+            written, session = parts.ledger.work(
+                scope,
+                tasks=[recorded(t) for t in made.changed],
+                over=over,
+                outcome=None if made.outcome is None else recorded(made.outcome),
+                now=microseconds(now),
+            )
+            _take(parts, scope, written, over, session=session)
+            break
+        except (ConflictError, NotFound):
+            resident.forget()
+            if not left:
                 raise
+        except BaseException:
+            resident.forget()
+            raise
     parts.changed()
     return made.task
 
@@ -331,17 +352,18 @@ def _take(parts: Parts, scope: Scope, written: Sequence[Record], over: Sequence[
     window.tasks = list(now_there.values())
 
 
-def _held(ref: Ref, task: Entry | None) -> Entry:
-    """*task*, which is to be the open one that *ref* means; `TaskError` otherwise."""
+def _held(ref: Ref, task: Entry | None, *, aged: bool = False) -> Entry:
+    """*task*, which is to be the open one that *ref* means; `TaskError` otherwise. *aged*: its time is over."""
     if task is None or not _is_task(task):
         raise TaskError(
             f"task {ref.name!r} is not there any more: its session was cleared, or it ended and its time is over; "
             f"begin it anew with session.task({ref.name!r})",
             name=ref.name,
         )
-    if not _is_open(task):
+    if aged or not _is_open(task):
+        stands = "failed" if aged else task.metadata["status"]
         raise TaskError(
-            f"task {ref.name!r} is over ({task.metadata['status']}): what it held is in its outcome, which search finds; "
+            f"task {ref.name!r} is over ({stands}): what it held is in its outcome, which search finds; "
             f"begin it anew with session.task({ref.name!r})",
             name=ref.name,
         )
@@ -380,6 +402,21 @@ def _version(parts: Parts, task: Entry, state: State, *, now: datetime, expires_
         expires_at=expires_at,
         tokens=parts.counter.count(text),
     )
+
+
+def _ended(
+    parts: Parts, task: Entry, tasks: Sequence[Entry], status: Ending, text: str | None, *, now: datetime
+) -> _Plan:
+    """End *task*, and first, in the same way, those of the open *tasks* that are parts of it."""
+    doomed = [*reversed(_nested([t for t in tasks if _is_open(t)], task.id)), task]
+    age = parts.settings.tasks.completed_max_age
+    changed = []
+    for one in doomed:
+        empty = {**copied(_NEW, what="a task"), **{k: one.metadata[k] for k in ("name", "parent")}}
+        state = {**empty, "status": status, "result": text if one is task or status == "failed" else None}
+        changed.append(_version(parts, one, state, now=now, expires_at=_after(now, age)))
+    outcome = _outcome(parts, task.scope, doomed, changed, now=now)
+    return _Plan(task, changed, changed if age <= 0 else (), outcome)
 
 
 def _outcome(parts: Parts, scope: Scope, before: Sequence[Entry], after: Sequence[Entry], *, now: datetime) -> Entry:
@@ -432,6 +469,22 @@ def _is_open(task: Entry) -> bool:
 
 def _expired(task: Entry, now: datetime) -> bool:
     return task.expires_at is not None and task.expires_at <= now
+
+
+def _aged(tasks: Sequence[Entry], now: datetime, *, age: float) -> dict[str, Entry]:
+    """The open tasks, by id, to which, and to whose parts, nothing was written for *age* seconds."""
+    running = [t for t in tasks if _is_task(t) and _is_open(t)]
+    old = [t for t in running if _after(t.updated_at, age) <= now]
+    if not old:
+        return {}
+    fresh = {t.id for t in running} - {t.id for t in old}
+    fresh |= {i for t in running if t.id in fresh for i in _above(t, running)}
+    return {t.id: t for t in old if t.id not in fresh}
+
+
+def _now_aged(parts: Parts, scope: Scope) -> dict[str, Entry]:
+    with parts.resident(scope).lock:
+        return _aged(parts.window(scope).tasks, parts.clock(), age=parts.settings.tasks.open_max_age)
 
 
 def _living(notes: Sequence[State], now: datetime) -> list[State]:
@@ -504,7 +557,7 @@ def _sentence(text: str) -> str:
 
 def _named(name: str, *, what: str) -> str:
     if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME:
-        raise InputError(f"{what} is a text of 1 to {LONGEST_NAME} characters, not {name!r:.80}")
+        raise InputError(f"{what} is a text of 1 to {LONGEST_NAME} characters, not {brief(name)}")
     return encodable(name)
 
 
@@ -518,7 +571,7 @@ def _result(result: BaseException | str | None) -> str | None:
         kind = type(result).__name__
         return _cut(f"{kind}: {text}" if text.strip() else kind).encode(errors="replace").decode()
     if result is not None and not isinstance(result, str):
-        raise MessageError(f"what a task came to is a text, or an error, not {result!r:.80}")
+        raise MessageError(f"what a task came to is a text, or an error, not {brief(result)}")
     return encodable(result).strip() or None if result is not None else None
 
 
