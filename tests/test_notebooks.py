@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom. As a script (`make notebooks`), this file runs them and stores their outputs."""
 
+import os
 import re
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def executed(path):
     client = NotebookClient(
         notebook, timeout=240, kernel_name="python3", record_timing=False, resources={"metadata": {"path": path.parent}}
     )
-    run = client.execute()
+    run = client.execute(env={name: value for name, value in os.environ.items() if name != "GOOGLE_API_KEY"})
     for output in outputs(run):
         if "text/html" in output.get("data", {}):
             output["data"].pop("text/plain", None)

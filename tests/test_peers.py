@@ -3,7 +3,9 @@
 A peer that was mended in the installed version skips its half; ours has to hold whatever they do.
 """
 
+import asyncio
 import threading
+from contextlib import asynccontextmanager
 
 import pytest
 import tiktoken
@@ -15,6 +17,7 @@ from langchain_core.messages.utils import count_tokens_approximately
 from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
 from llama_index.core.llms.mock import MockFunctionCallingLLM
 from llama_index.core.memory import FactExtractionMemoryBlock, Memory
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from neuralflow_memory import Message
 from neuralflow_memory.langchain import from_langchain
@@ -279,11 +282,25 @@ def size():
     return lambda text: len(encoding.encode_ordinary(text))
 
 
+@asynccontextmanager
+async def their_memory(**options):
+    """LlamaIndex's own memory of a session, whose database is closed while its event loop runs."""
+    engine = create_async_engine("sqlite+aiosqlite:///:memory:")
+    try:
+        yield Memory.from_defaults(session_id="chat", async_engine=engine, **options)
+    finally:
+        await engine.dispose()
+
+
 def test_llama_index_counts_a_tool_call_as_nothing(size):
     """A call with 5,000 words goes through its memory of 1,000 tokens."""
-    memory = Memory.from_defaults(session_id="chat", token_limit=1000, token_flush_size=100)
-    memory.put_messages(WRITE)
-    sent = [b for m in memory.get() for b in m.blocks if isinstance(b, ToolCallBlock)]
+
+    async def kept():
+        async with their_memory(token_limit=1000, token_flush_size=100) as memory:
+            await memory.aput_messages(WRITE)
+            return await memory.aget()
+
+    sent = [b for m in asyncio.run(kept()) for b in m.blocks if isinstance(b, ToolCallBlock)]
     if not sent:
         mended("counts tool calls")
     assert size(sent[0].tool_kwargs["text"]) >= 5000
@@ -341,17 +358,24 @@ def test_llama_index_never_offers_again_what_a_block_failed_to_process():
     extractor = Extractor()
     llm = MockFunctionCallingLLM(response_generator=extractor, is_chat_model=True)
     block = FactExtractionMemoryBlock(name="facts", llm=llm)
-    memory = Memory.from_defaults(session_id="chat", token_limit=800, token_flush_size=200, memory_blocks=[block])
-    refused = 0
-    for secret in SECRETS:
-        for message in (ChatMessage(role="user", content=secret), ChatMessage(role="assistant", content="Noted.")):
-            try:
-                memory.put(message)
-            except RuntimeError:
-                refused += 1
+
+    async def chat():
+        refused = 0
+        async with their_memory(token_limit=800, token_flush_size=200, memory_blocks=[block]) as memory:
+            for secret in SECRETS:
+                for message in (
+                    ChatMessage(role="user", content=secret),
+                    ChatMessage(role="assistant", content="Noted."),
+                ):
+                    try:
+                        await memory.aput(message)
+                    except RuntimeError:
+                        refused += 1
+            return refused, [m.content for m in await memory.aget()]
+
+    refused, active = asyncio.run(chat())
     assert refused == 1
     assert extractor.calls > 3
-    active = [m.content for m in memory.get()]
     if any(code(0) in text for text in [*extractor.shown, *active]):
         mended("offers again what failed")
     again = FactExtractionMemoryBlock(name="facts", llm=llm)
