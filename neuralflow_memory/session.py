@@ -84,8 +84,8 @@ class Session:
     def replace(self, messages: Messages) -> None:
         """Make *messages* the window.
 
-        Messages that are matched by id, or else by the longest equal prefix, are kept; the others leave
-        `view="window"`, and stay in `view="all"` and in search.
+        Turns that are matched are kept: by id, or else, up to the first message that is new, by being equal and in order. The
+        others leave `view="window"`, and stay in `view="all"` and in search.
         """
         edit.set_window(self._parts, self.scope, messages, principal=self.principal)
 

@@ -180,7 +180,7 @@ def test_a_deleted_id_can_be_used_again(opened, indexed):
 
 
 def test_replace_keeps_what_matches_and_everything_in_the_transcript(chat):
-    """Matched by id or by the longest equal prefix; what leaves the window stays in `all` and in search."""
+    """Matched by id, or by being equal and in order; what leaves the window stays in `all` and in search."""
     ids = chat.add([Message("user", f"Turn {n}", id=None if n < 2 else f"t{n}") for n in range(5)])
     chat.replace(["Turn 0", Message("user", "Turn 4", id="t4"), "Something new", Message("user", "Changed 3", id="t3")])
     assert [m.id for m in chat.messages(view="window")][:2] == [ids[0], "t4"]
@@ -192,6 +192,16 @@ def test_replace_keeps_what_matches_and_everything_in_the_transcript(chat):
     chat.replace([])
     assert chat.messages(view="window") == []
     assert len(chat.messages()) == 7
+
+
+def test_replace_knows_turns_again_that_come_in_order(chat):
+    """A host that hands back a part of the prompt writes nothing twice; what comes after something new is new."""
+    ids = chat.add(["One", "Two", "Three", "Four"])
+    chat.replace(["Two", "Four"])
+    assert [m.id for m in chat.messages(view="window")] == [ids[1], ids[3]]
+    chat.replace(["Four", "Two"])
+    assert [m.id for m in chat.messages(view="window")][0] == ids[3]
+    assert texts(chat.messages()) == ["One", "Two", "Three", "Four", "Two"]
 
 
 def test_replace_survives_reopening(opened):

@@ -11,7 +11,7 @@ from pydantic import PrivateAttr
 
 from neuralflow_memory import ConfigError, Context, Memory, Message, Session, open_memory
 
-from .messages import from_llama_index, to_llama_index
+from .messages import MARK, append_injected, from_llama_index, to_llama_index
 
 
 class NeuralFlowMemory(BaseMemory):
@@ -135,7 +135,10 @@ class NeuralFlowMemory(BaseMemory):
         await self._session.aadd([from_llama_index(message) for message in messages])
 
     def set(self, messages: list[ChatMessage]) -> None:
-        """Make *messages* the conversation that `get` draws on; earlier turns stay in `get_all` and in search."""
+        """Make *messages* the conversation that `get` draws on; other turns stay in `get_all` and in search.
+
+        What `get` gave may be handed back: its turns are not written again.
+        """
         self._session.replace([from_llama_index(message) for message in messages])
 
     async def aset(self, messages: list[ChatMessage]) -> None:
@@ -173,7 +176,15 @@ def _query(given: Any) -> str | None:
 
 
 def _messages(context: Context) -> list[ChatMessage]:
-    return [to_llama_index(message) for message in context.messages]
+    """The messages; of the system messages at the front, what the memory adds stands in the last of the host's own."""
+    found: list[ChatMessage] = []
+    for message in context.messages:
+        before = found[-1] if found else None
+        if message.role == "system" and MARK in message.metadata and before is not None:
+            append_injected(before, message.text)
+        else:
+            found.append(to_llama_index(message))
+    return found
 
 
 __all__ = ["NeuralFlowMemory"]

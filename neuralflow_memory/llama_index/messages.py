@@ -30,6 +30,8 @@ from neuralflow_memory import Message, ToolCall
 HOST = "llama_index"
 MARK = "neuralflow"
 """Marks what the memory itself put into a prompt, so that an echo of it is never stored as a turn."""
+_APPENDED = "appended"
+"""The mark of a message of the host's, to which the memory appended a block."""
 _BYTES = "neuralflow:bytes"
 """Key of the JSON form of bytes (one character a byte), which providers keep in messages as signatures."""
 
@@ -48,7 +50,11 @@ def from_llama_index(message: ChatMessage) -> Message:
     except RecursionError:  # something in it refers to itself
         kwargs = {str(key): _text(str(value), unmapped) for key, value in message.additional_kwargs.items()}
         unmapped.append("additional_kwargs")
-    blocks = [_plain(block, unmapped) for block in message.blocks]
+    said = message.blocks
+    if kwargs.get(MARK) == _APPENDED:
+        del kwargs[MARK]
+        said = said[:-1]
+    blocks = [_plain(block, unmapped) for block in said]
     data = {"role": message.role.value, "blocks": blocks, "additional_kwargs": kwargs}
     fields = _fields(data, unmapped)
     metadata: dict[str, Any] = {}
@@ -84,6 +90,12 @@ def to_llama_index(message: Message) -> ChatMessage:
         ToolCallBlock(tool_call_id=c.id, tool_name=c.name, tool_kwargs=_plain(c.args, [])) for c in message.tool_calls
     ]
     return ChatMessage(role=MessageRole(message.role), blocks=blocks, additional_kwargs=kwargs)
+
+
+def append_injected(message: ChatMessage, text: str) -> None:
+    """Append to *message* what the memory adds to a prompt; `from_llama_index` takes it off again."""
+    message.blocks.append(TextBlock(text=text))
+    message.additional_kwargs[MARK] = _APPENDED
 
 
 def _restored(message: Message) -> ChatMessage | None:
@@ -294,4 +306,4 @@ def _revived(value: Any) -> Any:
     return value
 
 
-__all__ = ["HOST", "MARK", "from_llama_index", "to_llama_index"]
+__all__ = ["HOST", "MARK", "append_injected", "from_llama_index", "to_llama_index"]

@@ -254,8 +254,8 @@ def pin(parts: Parts, scope: Scope, id: str, *, principal: str | None, to: bool)
 def set_window(parts: Parts, scope: Scope, messages: Messages, *, principal: str | None) -> None:
     """Make *messages* the window.
 
-    Turns that are matched, by id or else by the longest equal prefix, are kept as they are (or get a new version); the
-    others leave the window and stay in the transcript and in search.
+    Turns that are matched are kept as they are (or get a new version): by id, or else, up to the first message that is new,
+    by being equal and in order. The others leave the window and stay in the transcript and in search.
     """
     parts.authorize(principal, "write", scope)
     now = parts.clock()
@@ -293,16 +293,13 @@ def _matched(
     by_key = parts.ledger.by_keys(scope, [parts.ledger.key(scope, id=i) for i in ids])
     by_id = {e.id: e for e in by_key.values()}
     kept: list[Entry | Record] = []
-    prefix = True
-    for place, message in enumerate(wanted):
+    left = (e for e in current if e.id not in by_id)
+    for message in wanted:
         record = turn(parts, scope, message, now=now)
         if message.id is not None:
             before = by_id.get(message.id)
-        else:
-            before = current[place] if prefix and place < len(current) else None
-            if before is not None and (not same_content(before, record.entry) or before.id in by_id):
-                before = None
-        prefix = prefix and before is not None and place < len(current) and before.number == current[place].number
+        else:  # the first that is new leaves none of `left`
+            before = next((e for e in left if same_content(e, record.entry)), None)
         if before is None:
             kept.append(record)
         elif same_content(before, record.entry):
