@@ -42,6 +42,7 @@ from .types import (
     SessionInfo,
     Summary,
     ToolCall,
+    Value,
 )
 
 if TYPE_CHECKING:
@@ -49,11 +50,13 @@ if TYPE_CHECKING:
     from .session import Session
     from .settings import aopen_memory, open_memory
     from .task import Task
+    from .values import Values
 
 _LAZY = {
     "Memory": "memory",
     "Session": "session",
     "Task": "task",
+    "Values": "values",
     "aopen_memory": "settings",
     "open_memory": "settings",
 }
@@ -111,6 +114,8 @@ __all__ = [
     "Task",
     "TaskError",
     "ToolCall",
+    "Value",
+    "Values",
     "aopen_memory",
     "open_memory",
 ]

@@ -18,6 +18,7 @@ from .pipeline.parts import Parts
 from .rules.budget import prompt_tokens
 from .session import Session
 from .types import Scope, SessionInfo
+from .values import Values
 
 
 class Memory:
@@ -82,6 +83,19 @@ class Memory:
             agent_id,
         )
         return Session(self, scope, principal=principal)
+
+    def values(self, *, user_id: str | None = None, tenant: str | None = None, principal: str | None = None) -> Values:
+        """JSON values under namespaces and keys, of a user or of a tenant. Cheap, no I/O.
+
+        Args:
+            user_id: Whose they are: what they are found by is then knowledge of that user, which the user's sessions find,
+                too. None means the memory's default user, or nobody: values of the tenant, which no session sees.
+            tenant: Keeps the values of one organisation from those of another.
+            principal: On whose behalf they are used, for the access policy; None is the application itself.
+        """
+        settings = self._ready_parts().settings
+        scope = Scope("default" if tenant is None else tenant, settings.user_id if user_id is None else user_id)
+        return Values(self, scope, principal=principal)
 
     def sessions(self, *, user_id: str | None = None, tenant: str | None = None) -> list[SessionInfo]:
         """A user's sessions, latest first; without a user, the sessions that have none."""

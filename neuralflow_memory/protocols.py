@@ -164,6 +164,51 @@ class Dirty:
     attempts: int
 
 
+Namespace = tuple[str, ...]
+"""Where a keyed value is kept: labels from the root, none of them empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValueRecord:
+    """A keyed value as it is to stand. `value`: its JSON, None to delete it; `ttl`: how long it lives, in microseconds.
+
+    `texts` are what it is found by: entries whose numbers, versions and expiry are still open, no two of one content.
+    """
+
+    namespace: Namespace
+    key: str
+    value: str | None
+    ttl: int | None = None
+    texts: Sequence[Record] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredValue:
+    """A keyed value as stored. `value`: its JSON, empty where it was not asked for; `texts`: how many it is found by."""
+
+    namespace: Namespace
+    key: str
+    created_at: int
+    updated_at: int
+    expires_at: int | None
+    texts: int
+    value: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ValuesWritten:
+    """What became of the entries of values: those written, numbers of those deleted, new times of expiry by number.
+
+    `expired`: how many values were deleted because their time was over. `session`: the number of their session.
+    """
+
+    session: int = 0
+    written: list[Record] = field(default_factory=list)
+    gone: list[int] = field(default_factory=list)
+    moved: dict[int, int | None] = field(default_factory=dict)
+    expired: int = 0
+
+
 class Ledger(Protocol):
     """The ordered record and the source of truth. Each method is one transaction or one read; times in microseconds.
 
@@ -317,6 +362,37 @@ class Ledger(Protocol):
         """Sessions of a user, or of the userless ones, latest first."""
         ...
 
+    def values(
+        self, scope: Scope, names: Sequence[tuple[Namespace, str]], *, now: int
+    ) -> dict[tuple[Namespace, str], StoredValue]:
+        """Values of the owner by namespace and key; those that are not there, or have expired, are left out."""
+        ...
+
+    def values_below(self, scope: Scope, prefix: Namespace, *, now: int, limit: int | None = None) -> list[StoredValue]:
+        """The owner's values, without their JSON, whose namespace begins with the labels of *prefix*, latest change first."""
+        ...
+
+    def value_texts(self, scope: Scope, prefix: Namespace) -> list[int]:
+        """Numbers of the entries that the owner's values below *prefix* are found by; some may be gone."""
+        ...
+
+    def values_of(self, scope: Scope, numbers: Sequence[int]) -> dict[int, tuple[Namespace, str]]:
+        """Namespace and key of the owner's values that are found by entries, by the numbers of those."""
+        ...
+
+    def namespaces(self, scope: Scope, prefix: Namespace, *, now: int) -> list[Namespace]:
+        """The namespaces that begin with the labels of *prefix* and hold a value of the owner."""
+        ...
+
+    def write_values(
+        self, scope: Scope, records: Sequence[ValueRecord], *, read: Sequence[tuple[Namespace, str]] = (), now: int
+    ) -> ValuesWritten:
+        """Write values with the entries that they are found by, all or none; the values *read* begin to live anew.
+
+        Texts that a value had before keep their entries. Some of the owner's values that have expired are deleted with it.
+        """
+        ...
+
     def retokenize(self, version: str, terms: Callable[[Entry], Record]) -> None:
         """Make the full text anew, with *terms*, if it was made by another version of the rules."""
         ...
@@ -444,9 +520,13 @@ __all__ = [
     "Feature",
     "Floor",
     "Ledger",
+    "Namespace",
     "OnConflict",
     "Record",
+    "StoredValue",
     "StoredWindow",
     "Summarizer",
     "TokenCounter",
+    "ValueRecord",
+    "ValuesWritten",
 ]

@@ -38,7 +38,8 @@ TYPE_NUMBER = {t: n for n, t in enumerate(TYPES)}
 class Scope:
     """Whose memory is meant. Every read and write carries one.
 
-    A session's key is (tenant, user or none, session). `agent_id` marks who wrote; it is not part of the key.
+    A session's key is (tenant, user or none, session). `agent_id` marks who wrote; it is not part of the key. Without a
+    user and a session it is the tenant's own, which no session shares.
     """
 
     tenant: str = "default"
@@ -59,12 +60,10 @@ class Scope:
                 value.encode()
             except UnicodeEncodeError:
                 raise ScopeError(f"{name} holds half of a surrogate pair, which no encoding can carry") from None
-        if self.user_id is None and self.session_id is None:
-            raise ScopeError("a scope needs a user_id or a session_id")
 
     @property
     def owner(self) -> tuple[str, str | None, str | None]:
-        """The widest scope this one may read: its user, or its session where no user is known."""
+        """The widest scope this one may read: its user, or its session where no user is known, or the tenant's own."""
         return (self.tenant, self.user_id, None if self.user_id is not None else self.session_id)
 
 
@@ -265,6 +264,27 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
+class Value:
+    """A JSON object that was kept under a key, as `Memory.values` gives it back.
+
+    Attributes:
+        namespace: The labels of where it is kept, from the root.
+        value: The caller's own copy.
+        created_at: When the key was first put, `updated_at` last.
+        expires_at: When it goes unless it is read or put before; None for never.
+        score: 0..1, higher is better; None where nothing was asked for, or it has no text to be found by.
+    """
+
+    namespace: tuple[str, ...]
+    key: str
+    value: dict[str, Any]
+    created_at: datetime
+    updated_at: datetime
+    expires_at: datetime | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One line of a context report: what was considered for the prompt, and what became of it."""
 
@@ -392,6 +412,7 @@ __all__ = [
     "SessionInfo",
     "Summary",
     "ToolCall",
+    "Value",
     "microseconds",
     "moment",
     "same_content",

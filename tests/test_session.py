@@ -200,7 +200,7 @@ def test_replace_knows_turns_again_that_come_in_order(chat):
     chat.replace(["Two", "Four"])
     assert [m.id for m in chat.messages(view="window")] == [ids[1], ids[3]]
     chat.replace(["Four", "Two"])
-    assert [m.id for m in chat.messages(view="window")][0] == ids[3]
+    assert chat.messages(view="window")[0].id == ids[3]
     assert texts(chat.messages()) == ["One", "Two", "Three", "Four", "Two"]
 
 

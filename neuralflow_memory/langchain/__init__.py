@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from .history import NeuralFlowChatMessageHistory
     from .memory import NeuralFlowMemory
     from .messages import from_langchain, to_langchain
+    from .middleware import NeuralFlowMiddleware
     from .retriever import NeuralFlowRetriever
+    from .store import NeuralFlowStore
 
 _HOMES = {
     "NeuralFlowChatMessageHistory": "history",
     "NeuralFlowMemory": "memory",
+    "NeuralFlowMiddleware": "middleware",
     "NeuralFlowRetriever": "retriever",
+    "NeuralFlowStore": "store",
     "from_langchain": "messages",
     "to_langchain": "messages",
 }
@@ -36,7 +40,9 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "NeuralFlowChatMessageHistory",
     "NeuralFlowMemory",
+    "NeuralFlowMiddleware",
     "NeuralFlowRetriever",
+    "NeuralFlowStore",
     "from_langchain",
     "to_langchain",
 ]

@@ -91,7 +91,24 @@ def _m002_working_memory(db: sqlite3.Connection) -> None:
         summaries.unfold(db, owner=owner, session=session, changed=(), gone=gone, now=0)
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m001_tables, _m002_working_memory)
+def _m003_values(db: sqlite3.Connection) -> None:
+    # Keyed values. A path is the namespace's labels, each ended by a NUL, so that a prefix is a range of whole labels.
+    # `ttl` is how long a value lives after it was put or read last.
+    db.execute(
+        "CREATE TABLE items (owner INTEGER NOT NULL, path BLOB NOT NULL, key TEXT NOT NULL, created_at INTEGER NOT NULL, "
+        "updated_at INTEGER NOT NULL, ttl INTEGER, expires_at INTEGER, texts INTEGER NOT NULL, "
+        "codec INTEGER NOT NULL DEFAULT 0, value TEXT NOT NULL, PRIMARY KEY (owner, path, key)) WITHOUT ROWID"
+    )
+    db.execute("CREATE INDEX items_expiring ON items (owner, expires_at) WHERE expires_at IS NOT NULL")
+    # The entries that a value is found by, as many as `texts` says.
+    db.execute(
+        "CREATE TABLE item_texts (owner INTEGER NOT NULL, path BLOB NOT NULL, key TEXT NOT NULL, no INTEGER NOT NULL, "
+        "PRIMARY KEY (owner, path, key, no)) WITHOUT ROWID"
+    )
+    db.execute("CREATE UNIQUE INDEX item_texts_by_no ON item_texts (no)")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m001_tables, _m002_working_memory, _m003_values)
 
 
 def migrate(db: sqlite3.Connection) -> None:

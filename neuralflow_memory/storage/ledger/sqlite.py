@@ -15,9 +15,20 @@ from typing import Any, Literal
 
 from ..._failpoints import failpoint
 from ...errors import EmbeddingError
-from ...protocols import Appended, Dirty, Feature, OnConflict, Record, StoredWindow
+from ...protocols import (
+    Appended,
+    Dirty,
+    Feature,
+    Namespace,
+    OnConflict,
+    Record,
+    StoredValue,
+    StoredWindow,
+    ValueRecord,
+    ValuesWritten,
+)
 from ...types import TYPE_NUMBER, Entry, MemoryType, Scope, SessionInfo, Summary
-from . import entries, fulltext, log, sessions, summaries, usage, vectors, windows
+from . import entries, fulltext, items, log, sessions, summaries, usage, vectors, windows
 from .database import Database
 from .schema import OWNER_SHIFT
 from .sessions import KNOWLEDGE
@@ -229,6 +240,58 @@ class SqliteLedger:
             failpoint("change.applied")
         failpoint("change.committed")
         return written, head.session
+
+    # -- keyed values
+
+    def values(
+        self, scope: Scope, names: Sequence[tuple[Namespace, str]], *, now: int
+    ) -> dict[tuple[Namespace, str], StoredValue]:
+        """Values of the owner by namespace and key; those that are not there, or have expired, are left out."""
+        with self._db.read() as db:
+            owner = sessions.owner_of(db, scope)
+            return {} if owner is None else items.get(db, owner, names, now=now)
+
+    def values_below(self, scope: Scope, prefix: Namespace, *, now: int, limit: int | None = None) -> list[StoredValue]:
+        """The owner's values, without their JSON, whose namespace begins with the labels of *prefix*, latest change first."""
+        with self._db.read() as db:
+            owner = sessions.owner_of(db, scope)
+            return [] if owner is None else items.below(db, owner, prefix, now=now, limit=limit)
+
+    def value_texts(self, scope: Scope, prefix: Namespace) -> list[int]:
+        """Numbers of the entries that the owner's values below *prefix* are found by; some may be gone."""
+        with self._db.read() as db:
+            owner = sessions.owner_of(db, scope)
+            return [] if owner is None else items.texts(db, owner, prefix)
+
+    def values_of(self, scope: Scope, numbers: Sequence[int]) -> dict[int, tuple[Namespace, str]]:
+        """Namespace and key of the owner's values that are found by entries, by the numbers of those."""
+        with self._db.read() as db:
+            owner = sessions.owner_of(db, scope)
+            return {} if owner is None else items.found_by(db, owner, numbers)
+
+    def namespaces(self, scope: Scope, prefix: Namespace, *, now: int) -> list[Namespace]:
+        """The namespaces that begin with the labels of *prefix* and hold a value of the owner."""
+        with self._db.read() as db:
+            owner = sessions.owner_of(db, scope)
+            return [] if owner is None else list(items.namespaces(db, owner, prefix, now=now))
+
+    def write_values(
+        self, scope: Scope, records: Sequence[ValueRecord], *, read: Sequence[tuple[Namespace, str]] = (), now: int
+    ) -> ValuesWritten:
+        """Write values with the entries that they are found by, all or none; the values *read* begin to live anew.
+
+        Texts that a value had before keep their entries. Some of the owner's values that have expired are deleted with it.
+        """
+        with self._db.lock, self._db.write() as db:
+            head = sessions.head(db, scope, session_id=KNOWLEDGE)
+            if head is None:
+                if all(record.value is None for record in records):
+                    return ValuesWritten()
+                head = sessions.open_head(db, scope, session_id=KNOWLEDGE, now=now)
+            done = items.write(db, head, records, scope=scope, read=read, now=now, counter=self._counter)
+            failpoint("change.applied")
+        failpoint("change.committed")
+        return done
 
     # -- what models take
 
