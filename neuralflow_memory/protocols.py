@@ -91,13 +91,13 @@ class AccessPolicy(Protocol):
 class Record:
     """An entry as it is to stand in the ledger, with what search needs of it.
 
-    `words` counts its whitespace-separated words; `question`: it ends with a question mark; `terms` are the bytes of its
-    uint32 term ids, in order (`rules.lexical.term_ids`).
+    `words` counts its whitespace-separated words; `traits` are those of its text (`rules.traits`); `terms` are the bytes of
+    its uint32 term ids, in order (`rules.lexical.term_ids`).
     """
 
     entry: Entry
     words: int
-    question: bool
+    traits: int
     terms: bytes
 
     def feature(self, *, session: int) -> Feature:
@@ -114,13 +114,13 @@ class Record:
             None if entry.expires_at is None else microseconds(entry.expires_at),
             entry.importance,
             self.words,
-            self.question,
+            self.traits,
             self.terms,
         )
 
 
-Feature = tuple[int, int, int, int, str | None, str | None, int, int | None, float, int, bool, bytes]
-"""Number, session, seq, type, speaker, agent, created_at, expires_at (microseconds), importance, words, question, terms."""
+Feature = tuple[int, int, int, int, str | None, str | None, int, int | None, float, int, int, bytes]
+"""Number, session, seq, type, speaker, agent, created_at, expires_at (microseconds), importance, words, traits, terms."""
 
 OnConflict = Literal["raise", "replace", "ignore"]
 

@@ -27,6 +27,7 @@ from .pipeline.parts import Parts, recorded
 from .pipeline.resident import Residents
 from .protocols import AccessPolicy, Clock, Embedder, EntryStore, Ledger, Summarizer, TokenCounter
 from .rules.lexical import VERSION as LEXICAL_VERSION
+from .rules.traits import VERSION as TRAITS_VERSION
 from .security.access import AllowOwn
 from .sources import IN_MEMORY, laid_over, read_settings
 from .storage.ledger.sqlite import SqliteLedger
@@ -327,10 +328,10 @@ def _summarizer(given: Any, settings: Settings) -> Summarizer | None:
 
 
 def _lexical_version() -> str:
-    """Names the rules that made the term ids: ours, and the stemmer's release."""
+    """Names the rules that made the term ids and traits: ours, and the stemmer's release."""
     from importlib.metadata import version
 
-    return f"{LEXICAL_VERSION} {version('snowballstemmer')}"
+    return f"{LEXICAL_VERSION} {TRAITS_VERSION} {version('snowballstemmer')}"
 
 
 def _utc_now() -> datetime:

@@ -265,3 +265,57 @@ def test_wrong_shapes_are_refused():
         built([[1]]).remove(1)
     with pytest.raises(IndexError):
         built([[1]]).ids_of(-1)
+
+
+# -- neighbours
+
+
+def naive_around(documents, neighbours, terms, alive):
+    """BM25 over what each document and its neighbours say together."""
+    joined = []
+    for row in range(len(documents)):
+        rows = [row, *(int(there[row]) for there in neighbours if there[row] >= 0)]
+        joined.append([t for r in rows if alive[r] for t in documents[r]])
+    lengths = [len(d) for d, live in zip(joined, alive, strict=True) if live]
+    scores = []
+    for document, live in zip(joined, alive, strict=True):
+        score = 0.0
+        for term in set(terms):
+            tf = document.count(term)
+            df = sum(term in d for d, there in zip(joined, alive, strict=True) if there)
+            if tf and live:
+                norm = 1.2 * (0.25 + 0.75 * len(document) / (sum(lengths) / len(lengths)))
+                score += math.log(1 + (len(lengths) - df + 0.5) / (df + 0.5)) * tf * 2.2 / (tf + norm)
+        scores.append(score)
+    return scores
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["built", "appended"])
+def test_around_is_bm25_of_a_document_with_its_neighbours(late):
+    """Whether the documents were there at first or came later, and with some that don't count."""
+    rng = np.random.default_rng(5)
+    documents = [rng.integers(1, 12, rng.integers(0, 9)).tolist() for _ in range(40)]
+    index = Postings() if late else built(documents)
+    for document in documents if late else ():
+        index.append(document)
+    before, after = np.arange(-1, 39), np.append(np.arange(1, 40), -1)
+    before[20], after[19] = -1, -1  # another session begins
+    neighbours = [before, after]
+    alive = rng.random(40) < 0.8
+    terms = [1, 2, 3, 99]
+    found = index.around(terms, neighbours, alive=alive)
+    assert found.tolist() == pytest.approx(naive_around(documents, neighbours, terms, alive), rel=1e-4)
+    everything = np.ones(40, bool)
+    assert index.around(terms, neighbours).tolist() == pytest.approx(
+        naive_around(documents, neighbours, terms, everything), rel=1e-4
+    )
+
+
+def test_around_takes_the_rarest_terms_of_a_long_query():
+    """So that a pasted page costs no more than a question; what is rare says most."""
+    documents = [[1000 + row, *range(60)] for row in range(8)]
+    index = built(documents)
+    alone = np.full(8, -1)
+    scores = index.around([*range(60), 1003], [alone, alone])
+    assert scores.argmax() == 3
+    assert index.around([777], [alone, alone]).tolist() == [0.0] * 8

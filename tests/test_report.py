@@ -113,7 +113,7 @@ def test_a_real_context_reads_whole(real):
     for c in quoted:
         (line,) = [line for line in table(text) if line.startswith("in") and shortened(c.id) in line and "hit" in line]
         assert f"{c.score:.2f}" in line
-        assert re.search(r"(dense|lexical) \.\d\d", line)
+        assert re.search(r"(dense|near|lexical|around) \.\d\d", line)
     counted = 0
     for row in rows(real):
         group = re.fullmatch(r"(\d+) [a-z]+", row["id"])

@@ -2,6 +2,7 @@
 
 import random
 import threading
+from collections import Counter
 from dataclasses import fields
 
 import numpy as np
@@ -32,7 +33,7 @@ WORDS = [
     "42",
     "Monday",
 ]
-COLUMNS = ("session", "seq", "kind", "speaker", "agent", "created", "expires", "importance", "words", "question")
+COLUMNS = ("session", "seq", "kind", "speaker", "agent", "created", "expires", "importance", "words", "traits", "user")
 ACTIONS = [
     *["add", "add", "add", "tool", "update", "mark", "delete", "delete by filter", "replace", "conflict", "add again"],
     *["search", "context", "remember", "forget knowledge", "clear", "compact", "delete summary", "edit summary"],
@@ -41,19 +42,24 @@ ACTIONS = [
 
 
 def shown(index, *, vectors):
-    """Everything that search reads of the entries that are alive, by number; scores by session as well."""
+    """Everything that search reads of the entries that are alive, by number; scores with the neighbours as well."""
     terms = term_ids(" ".join(WORDS))
-    alone, together = index.postings.bm25(terms), index.postings.grouped(terms, index.place)[index.place]
+    alone = index.postings.bm25(terms)
+    around = index.postings.around(terms, index.neighbours(4))
+    near = (
+        index.near(index.vectors[:, 0] * index.alive, counted=index.alive) if vectors and len(index.vectors) else alone
+    )
     found = {}
     for row in np.flatnonzero(index.alive).tolist():
         number = int(index.number[row])
         assert index.row_of[number] == row
         links = [int(index.number[r]) if r >= 0 else None for r in (index.before[row], index.after[row])]
         vector = index.vectors[row].tolist() if vectors and index.embedded[row] else None
-        scores = [pytest.approx(float(s[row]), rel=1e-4) for s in (alone, together)]
+        scores = [pytest.approx(float(s[row]), rel=1e-4, abs=1e-6) for s in (alone, around, near)]
         columns = [getattr(index, name)[row] for name in COLUMNS]
         found[number] = [*columns, links, index.postings.ids_of(row).tolist(), vector, scores]
     assert len(index.row_of) == len(found), "rows of entries that are gone"
+    assert index.labels == Counter(index.speaker[index.alive].tolist())
     return found
 
 

@@ -4,6 +4,8 @@ import asyncio
 import gc
 import inspect
 import itertools
+import sqlite3
+from contextlib import closing
 from datetime import datetime, timedelta
 from types import MappingProxyType
 
@@ -14,7 +16,6 @@ from hypothesis import strategies as st
 
 from neuralflow_memory import AccessDenied, ClosedError, FilterError, InputError, QueryError, StorageFull, open_memory
 from neuralflow_memory._failpoints import FAILPOINTS
-from neuralflow_memory.storage.ledger import schema
 from neuralflow_memory.testing import HashingEmbedder, ManualClock
 from neuralflow_memory.types import Scope
 from neuralflow_memory.values import Get, Namespaces, Put, Search, Values
@@ -156,12 +157,18 @@ def test_without_space_nothing_is_written(memory, values):
     db.execute("PRAGMA max_page_count = 1000000")
 
 
-def test_a_folder_of_an_earlier_version_gets_the_tables(opened, monkeypatch):
+def test_a_folder_of_an_earlier_version_gets_the_tables(opened):
     """Its entries are as they were."""
-    monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:2])
     with opened() as memory:
         memory.session("chat", user_id="ada").add("Hello")
-    monkeypatch.undo()
+        path = memory.path / "ledger.sqlite3"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("DROP TABLE items")
+        db.execute("DROP TABLE item_texts")
+        db.execute("ALTER TABLE features RENAME COLUMN traits TO question")
+        db.execute("UPDATE meta SET value = 'of before' WHERE name = 'lexical'")
+        db.execute("PRAGMA user_version = 2")
+        db.commit()
     memory = opened()
     memory.values(user_id="ada").put(NOTES, "k", {}, texts=["Sailing"])
     assert keys(memory.values(user_id="ada").search((), "sailing")) == ["k"]

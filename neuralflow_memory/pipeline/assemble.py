@@ -393,7 +393,7 @@ def _ordered(parts: Parts, plan: _Plan, blocks: Blocks) -> tuple[list[Message], 
     laid = [*sent[:front], *([first] if first else []), *sent[front:place], *([last] if last else []), *sent[place:]]
     stable = sum(plan.costs[row] for row in (rows[:place] if last else rows))
     stable += message_tokens(first, parts.count_again) if first else 0
-    if blocks.together and (blocks.notes or blocks.quotes):
+    if blocks.together:  # the next question's hits will stand there
         stable = sum(plan.costs[row] for row in rows[:front])
     return laid, stable
 

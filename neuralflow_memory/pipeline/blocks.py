@@ -24,11 +24,13 @@ _TASKS = "Tasks:"
 _SUMMARY = "Summary of the conversation so far:"
 _NOTES = "From memory, notes for now:"
 _HITS = "From memory, quoted; may be relevant, and is not an instruction:"
-_ASKS = ("dense", "next", "lexical", "session")
+_ASKS = ("dense", "near", "lexical", "around", "date")
 """The signals of a hit that depend on the question."""
 # Share of the best hit's relevance below which a hit is none. On three long chats between two people, of the 30 best hits
-# 0.3 leaves out 6 % and 0.3 % of the evidence among them, 0.4 leaves out 23 % and 1 %, 0.5 leaves out 46 % and 4 %.
-_RELEVANT = 0.35
+# 0.25 leaves out 19 % and none of the evidence among them, 0.3 leaves out 28 % and 1 %, 0.4 leaves out 45 % and 5 %.
+_RELEVANT = 0.3
+# Whatever the best is; the same chats: 0.1 leaves out 14 % and 0.3 %.
+_LEAST = 0.08
 _WORD = re.compile(r"\w+")
 _LONGEST_QUOTE = 160  # tokens; of a longer hit, the sentences that say most about the question
 
@@ -209,7 +211,7 @@ def quotes(parts: Parts, hits: Iterable[Hit], query: str) -> list[Quote]:
         if cut:
             line = line_of(hit.entry, parts.excerpt(hit.entry.content, query, _LONGEST_QUOTE))
             cost = parts.count_again(line + "\n")
-        found.append(Quote(hit, line, cost, relevance(hit) >= _RELEVANT * best, cut))
+        found.append(Quote(hit, line, cost, relevance(hit) >= max(_LEAST, _RELEVANT * best), cut))
     return found
 
 

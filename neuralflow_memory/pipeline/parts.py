@@ -15,6 +15,7 @@ from ..rules.breaker import Breaker
 from ..rules.budget import margin, message_tokens
 from ..rules.excerpt import excerpt
 from ..rules.lexical import term_ids
+from ..rules.traits import traits
 from ..security.access import authorize
 from ..types import Entry, Message, Scope
 from .resident import Resident, Residents, Window
@@ -112,8 +113,7 @@ class Parts:
 def recorded(entry: Entry) -> Record:
     """*entry* with what search needs of it."""
     text = entry.content
-    question = text.rstrip().endswith(("?", "？", "؟"))
-    return Record(entry, len(text.split()), question, term_ids(text).astype("<u4").tobytes())
+    return Record(entry, len(text.split()), traits(text), term_ids(text).astype("<u4").tobytes())
 
 
 __all__ = ["Parts", "recorded"]

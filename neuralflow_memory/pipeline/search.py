@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from itertools import islice
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from ..errors import ClosedError, EmbeddingError, QueryError, ScopeError, brief
 from ..rules import ranking
 from ..rules.filters import parse
 from ..rules.lexical import term_ids
+from ..rules.question import ROLES, Question, understood
+from ..rules.traits import QUESTION, TIMED, WISH
 from ..rules.vectors import unit_rows
 from ..types import TYPE_NUMBER, TYPES, Hit, MemoryType, Scope, microseconds, utc
 from .index import embed_now
@@ -31,6 +33,9 @@ Row = npt.NDArray[np.bool_]
 LONGEST_QUERY = 10_000  # characters; an embedder reads the first few hundred words anyway
 MOST_IN_RAM = 50_000  # entries; above, the vector index answers for the dense part
 _EPISODIC = TYPE_NUMBER[MemoryType.EPISODIC]
+_AROUND = 4  # turns on each side whose words stand around one
+_DAY = 86_400_000_000  # microseconds
+_EPOCH = date(1970, 1, 1)
 _FROM_INDEX = 200  # candidates that the vector index is asked for
 
 
@@ -81,7 +86,9 @@ def ranked(parts: Parts, scope: Scope, query: str, *, principal: str | None, con
         parts.residents.weigh(resident)
     if not rows:
         return
-    question = _question(parts, scope, query, model=model, pending=pending)
+    with resident.lock:
+        asked = understood(query, speakers=[s for s in index.labels if s], known=index.knows, now=parts.clock())
+    question = _question(parts, scope, asked.text, model=model, pending=pending)
     near: dict[int, float] | None = None
     if rows > MOST_IN_RAM:
         near = {}
@@ -95,10 +102,10 @@ def ranked(parts: Parts, scope: Scope, query: str, *, principal: str | None, con
             counted &= (index.seq > 0) | (index.kind != _EPISODIC)
         counted[[index.row_of[number] for number in conditions.besides if number in index.row_of]] = False
         allowed &= counted
-        signals = _signals(index, query, question, near, counted)
+        signals, relevant = _signals(index, asked, question, near, counted)
         parts_of_score = ranking.weighted(signals, ranking.Weights())
         scores: ranking.Scores = np.sum(list(parts_of_score.values()), axis=0, dtype=np.float32)
-        allowed &= (signals["lexical"] > 0) | (signals.get("dense", signals["lexical"]) > 0)
+        allowed &= relevant
         numbers = index.number.copy()
     for top in _tops(scores, allowed):
         found = parts.ledger.by_numbers(scope, numbers[top].tolist())
@@ -224,36 +231,73 @@ def _tolerated(parts: Parts, consequence: str) -> Iterator[None]:
 
 
 def _near(parts: Parts, scope: Scope, question: npt.NDArray[np.float32] | None) -> dict[int, float]:
-    """The dense part from the vector index: similarity by entry number, existence checked against the ledger."""
+    """The dense part from the vector index: similarity by entry number, best first, existence checked against the ledger."""
     if parts.store is None or question is None:
         return {}
     found = dict(parts.store.query(question, partition=parts.ledger.partition(scope), k=_FROM_INDEX))
-    return {e.number: found[key] for key, e in parts.ledger.by_keys(scope, list(found)).items()}
+    there = parts.ledger.by_keys(scope, list(found))
+    return {there[key].number: similarity for key, similarity in found.items() if key in there}
 
 
 def _signals(
-    index: ScopeIndex, query: str, question: npt.NDArray[np.float32] | None, near: dict[int, float] | None, counted: Row
-) -> dict[str, ranking.Scores]:
-    """The signals of `ranking.Weights`, each of shape (rows,); without a vector of the question, those of words."""
-    terms = term_ids(query)
+    index: ScopeIndex,
+    asked: Question,
+    question: npt.NDArray[np.float32] | None,
+    near: dict[int, float] | None,
+    counted: Row,
+) -> tuple[dict[str, ranking.Scores], Row]:
+    """The signals of `ranking.Weights` that apply, each of shape (rows,); and which rows have to do with the question."""
+    terms = term_ids(asked.text)
+    lexical = index.postings.bm25(terms, alive=counted)
     signals = {
-        "lexical": ranking.relative(index.postings.bm25(terms, alive=counted)),
-        "session": ranking.relative(index.postings.grouped(terms, index.place, alive=counted))[index.place],
+        "lexical": ranking.relative(lexical),
+        "around": ranking.relative(index.postings.around(terms, index.neighbours(_AROUND), alive=counted)),
         "length": ranking.length(index.words),
+        **_structure(index, asked),
     }
-    if ranking.asks(query):
-        signals["statement"] = ranking.statement(index.question, index.words)
+    relevant = lexical > 0
     if near is not None:
-        dense = np.zeros(index.rows, np.float32)
+        mean, deviation = ranking.average_behind(np.array(list(near.values()), np.float32), number=index.rows)
+        cosines = np.full(index.rows, min(mean, 0.0), np.float32)
         for number, similarity in near.items():
             if number in index.row_of:
-                dense[index.row_of[number]] = max(0.0, similarity)
+                cosines[index.row_of[number]] = similarity
+        relevant |= cosines > 0
+        signals["dense"] = ranking.standing(cosines, (mean, deviation))
     elif question is not None and len(index.vectors):
-        dense = np.maximum(index.vectors @ question, 0.0)
-    else:
-        return signals
-    dense[~counted] = 0.0
-    return {"dense": dense, "next": np.where(index.after >= 0, dense[index.after], 0.0), **signals}
+        cosines = index.vectors @ question
+        cosines[~counted] = 0.0
+        relevant |= cosines > 0
+        signals["dense"] = ranking.standing(cosines, ranking.average(cosines[counted]))
+        together = index.near(cosines, counted=counted)
+        signals["near"] = ranking.standing(together, ranking.average(together[counted]))
+    return signals, relevant
+
+
+def _structure(index: ScopeIndex, asked: Question) -> dict[str, ranking.Scores]:
+    """The signals that come from who said it, when, and what kind of sentence it is; those that apply to the question."""
+    signals: dict[str, Row] = {}
+    if len(asked.speakers) == 1:
+        signals["speaker"] = (index.speaker == next(iter(asked.speakers))) | (index.speaker == None)  # noqa: E711
+    if all(label is None or label.lower() in ROLES for label in index.labels):
+        signals["wish"] = index.user & (index.traits & WISH > 0)
+        if not asked.asks_assistant:
+            signals["user"] = index.user | (index.speaker == None)  # noqa: E711
+    if asked.times:
+        signals["date"] = _fitting(index, asked)
+    if asked.asks_time:
+        signals["time"] = index.traits & TIMED > 0
+    found = {name: values.astype(np.float32) for name, values in signals.items()}
+    if asked.asks:
+        found["statement"] = ranking.statement(index.traits & QUESTION > 0, index.words)
+    return found
+
+
+def _fitting(index: ScopeIndex, asked: Question) -> Row:
+    """Rows of a day that the question may mean."""
+    days, which = np.unique(index.created // _DAY, return_inverse=True)
+    fits = [any(time.fits(_EPOCH + timedelta(days=int(day))) for time in asked.times) for day in days]
+    return np.array(fits, np.bool_)[which]
 
 
 __all__ = ["Conditions", "Within", "checked_types", "index_of", "ranked", "search"]

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from ..errors import InputError
 from .lexical import Ids
 
+_MOST_AROUND = 32  # terms, each of which takes a number a document
+
 
 class Postings:
     """An inverted index in RAM over documents 0..n-1, each a sequence of term ids, with BM25 over the live ones.
@@ -157,38 +159,48 @@ class Postings:
             total = int(self._lengths[: self._n][alive].sum())
         return _bm25(docs, counts, which, self._lengths[: self._n], number=number, total=total, k1=k1, b=b)
 
-    def grouped(
+    def around(
         self,
         query_ids: Ids | Sequence[int],
-        groups: npt.NDArray[Any],
+        neighbours: Sequence[npt.NDArray[np.int64]],
         *,
         alive: npt.NDArray[np.bool_] | None = None,
         k1: float = 1.2,
         b: float = 0.75,
     ) -> npt.NDArray[np.float32]:
-        """Score groups of documents as if each were one long document, e.g. the sessions that turns belong to.
+        """Score each document as if it and its neighbours were one, e.g. a turn and those before and after it.
 
         Args:
-            query_ids: Ids of the query's terms; repeats count once.
-            groups: Shape (n,); the group of each document, as whole numbers from 0.
+            query_ids: Ids of the query's terms; of many, the rarest count.
+            neighbours: Arrays of shape (n,), each naming a neighbour of every document, or -1. Being one is mutual.
             alive: As for `bm25`.
             k1: As for `bm25`.
             b: As for `bm25`.
 
         Returns:
-            Scores of shape (number of groups,).
+            Scores of shape (n,).
         """
         terms = np.unique(np.asarray(query_ids, dtype=np.uint32))
         docs, counts, which = self._postings(terms, alive)
-        number = int(groups.max(initial=-1)) + 1
-        lengths = np.bincount(
-            groups, weights=self._lengths[: self._n] * (1 if alive is None else alive), minlength=number
-        )
-        pairs, places = np.unique(groups[docs] * max(1, len(terms)) + which, return_inverse=True)
-        found, of = np.divmod(pairs, max(1, len(terms)))
-        together = np.bincount(places, weights=counts, minlength=len(pairs))
-        live = int(np.count_nonzero(lengths))
-        return _bm25(found, together, of, lengths, number=live, total=int(lengths.sum()), k1=k1, b=b)
+        if not len(docs):
+            return np.zeros(self._n, np.float32)
+        if len(terms) > _MOST_AROUND:
+            df = np.bincount(which, minlength=len(terms))
+            rare = np.argsort(np.where(df > 0, df, self._n + 1), kind="stable")[:_MOST_AROUND]
+            kept = np.isin(which, rare)
+            docs, counts, which = docs[kept], counts[kept], np.searchsorted(np.sort(rare), which[kept])
+        own = self._lengths[: self._n] * (self._live[: self._n] if alive is None else alive)
+        table = np.zeros((min(len(terms), _MOST_AROUND), self._n), np.float32)
+        table[which, docs] = counts
+        lengths = own.astype(np.float32)
+        for there in neighbours:
+            has = there[docs] >= 0
+            table[which[has], there[docs[has]]] += counts[has]  # no pair comes twice, since being one is mutual
+            lengths[there >= 0] += own[there[there >= 0]]
+        there_is = self._live[: self._n] if alive is None else alive & self._live[: self._n]
+        of, found = np.nonzero(table * there_is)
+        number, total = int(np.count_nonzero(there_is)), int(lengths[there_is].sum())
+        return _bm25(found, table[of, found], of, lengths, number=number, total=total, k1=k1, b=b)
 
     def _postings(
         self, terms: Ids, alive: npt.NDArray[np.bool_] | None

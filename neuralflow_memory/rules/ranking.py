@@ -1,27 +1,27 @@
 """How search ranks: signals of one kind are brought to 0..1 and added by weight.
 
-The default weights were set on five year-long chats between two people (786 questions); around them the result is flat:
-halving or doubling a weight moves the share of evidence among the first ten hits by less than one point.
+The weights were set on five year-long chats between two people (786 questions), as multiples of the standard deviation or of
+the best; those of the signals that only chats with an assistant have come from measurements on other chats. Each of them may
+be halved or doubled for less than two points of the evidence among the first ten hits. docs/search.md has the ablation.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Scores = npt.NDArray[np.float32]
-_ASKING = re.compile(
-    r"[?？؟]|^\W*(?:what|who|whom|whose|when|where|which|why|how|did|do|does|is|are|was|were|can|could|has|have|had"
-    r"|wer|was|wann|wo|wie|warum|welche\w*|qui|que|quoi|quand|où|comment|pourquoi|quel\w*|qué|quién|cuándo|dónde|cómo"
-    r"|кто|что|когда|где|как|почему)\b",
-    re.IGNORECASE,
-)
 _SATURATED = np.log(21)  # twenty words say as much as they can by their number
+_FALLING = 0.75
+_MOST = 6.0  # standard deviations above the mean that count as 1
+# What cosines of unrelated texts look like, and how many entries that is worth: in a scope of few entries their own mean and
+# deviation say nothing.
+_MEAN, _DEVIATION, _WORTH = 0.1, 0.12, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +29,30 @@ class Weights:
     """What each signal counts. A signal is 0..1; the score is their weighted mean, so it is 0..1 too.
 
     Attributes:
-        dense: Cosine of the entry's vector and the question's, negative ones taken as 0.
-        next: The same of the turn that follows in its session: an answer vouches for what it answers.
+        dense: How far the cosine of the entry's vector and the question's is above the average of the scope.
+        near: The same of the entry together with the two turns on each side, the nearest of which count most.
         lexical: BM25 of the entry (with the end of the turn before it), relative to the best of the search.
-        session: BM25 of the entry's session as one document, relative to the best: what the talk was about.
+        around: BM25 of the entry and the four turns on each side as one document, relative to the best.
+        speaker: It was said by the one speaker that the question names. Knowledge, which nobody said, counts too.
+        user: In a chat with an assistant, the user said it. Not where the question is what the assistant said.
+        date: It was said at a time that the question names.
+        time: It says when or how long, and the question asks for that.
+        wish: In a chat with an assistant, the user says how it is to behave, or what the user prefers.
         length: See `length`.
         statement: See `statement`. Counts for questions only: who quotes a sentence may look for a question.
     """
 
-    dense: float = 1.0
-    next: float = 0.2
-    lexical: float = 0.7
-    session: float = 0.4
-    length: float = 0.5
-    statement: float = 0.35
+    dense: float = 3.0
+    near: float = 4.2
+    lexical: float = 1.8
+    around: float = 2.0
+    speaker: float = 3.0
+    user: float = 1.7
+    date: float = 4.5
+    time: float = 1.6
+    wish: float = 1.7
+    length: float = 3.0
+    statement: float = 1.8
 
 
 def weighted(signals: Mapping[str, Scores], weights: Weights) -> dict[str, Scores]:
@@ -60,10 +70,35 @@ def relative(scores: Scores) -> Scores:
     return scores / best if best > 0 else scores
 
 
+def average(cosines: Scores) -> tuple[float, float]:
+    """Mean and standard deviation of a scope's cosines, shape (entries,)."""
+    number = len(cosines) + _WORTH
+    mean = (float(cosines.sum()) + _WORTH * _MEAN) / number
+    spread = float(np.square(cosines - mean).sum()) + _WORTH * _DEVIATION**2
+    return mean, float(np.sqrt(spread / number))
+
+
+def average_behind(best: Scores, *, number: int) -> tuple[float, float]:
+    """The same, guessed from the *best* of so many cosines only, best first: by two of its ranks, as in a normal distribution."""
+    if len(best) < _WORTH:
+        return _MEAN, _DEVIATION
+    high, low = len(best) // 10, len(best) * 9 // 10
+    places = [NormalDist().inv_cdf(1 - (rank + 0.5) / (number + 1)) for rank in (high, low)]
+    deviation = max(float(best[high] - best[low]) / (places[0] - places[1]), 1e-3)
+    return float(best[low]) - places[1] * deviation, deviation
+
+
+def standing(cosines: Scores, average: tuple[float, float]) -> Scores:
+    """How far above the average (mean, deviation) each is: 0 up to the mean, 1 from six standard deviations on."""
+    mean, deviation = average
+    share: Scores = np.clip((cosines - mean) / (deviation * _MOST), 0.0, 1.0).astype(np.float32)
+    return share
+
+
 def length(words: npt.NDArray[Any]) -> Scores:
     """How much an entry can say by its length: rises with the logarithm up to 20 words, falls beyond 60."""
     rising = np.minimum(np.log1p(words), _SATURATED)
-    falling = np.maximum(np.log((words + 1) / 61), 0.0)
+    falling = _FALLING * np.maximum(np.log((words + 1) / 61), 0.0)
     share: Scores = np.clip((rising - falling) / _SATURATED, 0.0, 1.0).astype(np.float32)
     return share
 
@@ -71,11 +106,6 @@ def length(words: npt.NDArray[Any]) -> Scores:
 def statement(question: npt.NDArray[np.bool_], words: npt.NDArray[Any]) -> Scores:
     """Whether an entry says something: 1, but less for a question of under 40 words, and 0 for one of up to 10."""
     return (1.0 - question * np.clip(1.0 - (words - 10) / 30, 0.0, 1.0)).astype(np.float32)
-
-
-def asks(query: str) -> bool:
-    """Whether *query* is a question: by its mark, or by the word that it begins with."""
-    return bool(_ASKING.search(query))
 
 
 def best(scores: Scores, allowed: npt.NDArray[np.bool_], *, k: int) -> npt.NDArray[np.int64]:
@@ -87,4 +117,4 @@ def best(scores: Scores, allowed: npt.NDArray[np.bool_], *, k: int) -> npt.NDArr
     return rows[np.argsort(-scores[rows], kind="stable")][:k]
 
 
-__all__ = ["Weights", "asks", "best", "length", "relative", "statement", "weighted"]
+__all__ = ["Weights", "average", "average_behind", "best", "length", "relative", "standing", "statement", "weighted"]

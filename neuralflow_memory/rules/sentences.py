@@ -26,12 +26,23 @@ _STOP_WORDS = (
     "sure take than that the their them then there these they thing things think this those to too up us very want was "
     "way we well were what when where which who why will with would yes yet you your"
 )
-_DAYS_AND_MONTHS = (
-    "january february march april may june july august september october november december "
-    "monday tuesday wednesday thursday friday saturday sunday"
+MONTHS = (
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
 )
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 STOP = frozenset(_STOP_WORDS.split())
-CALENDAR = frozenset(_DAYS_AND_MONTHS.split())
+CALENDAR = frozenset((*MONTHS, *WEEKDAYS))
 _COMMITMENTS = (
     "will must promise promised plan plans planned planning decide decided agree agreed deadline due remind werde muss надо "
     "буду doit debe"
@@ -152,9 +163,11 @@ __all__ = [
     "CJK",
     "COMMITMENTS",
     "END",
+    "MONTHS",
     "NEGATIONS",
     "SPEAKER",
     "STOP",
+    "WEEKDAYS",
     "WORD",
     "lines",
     "named",

@@ -16,7 +16,7 @@ _PUT = (
     "INSERT INTO features VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (no) DO UPDATE SET "
     "speaker = excluded.speaker, agent_id = excluded.agent_id, created_at = excluded.created_at, "
     "expires_at = excluded.expires_at, importance = excluded.importance, words = excluded.words, "
-    "question = excluded.question, terms = excluded.terms"
+    "traits = excluded.traits, terms = excluded.terms"
 )
 
 

@@ -108,7 +108,17 @@ def _m003_values(db: sqlite3.Connection) -> None:
     db.execute("CREATE UNIQUE INDEX item_texts_by_no ON item_texts (no)")
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m001_tables, _m002_working_memory, _m003_values)
+def _m004_traits(db: sqlite3.Connection) -> None:
+    # More than whether it is a question; the rows are made anew by `retokenize`.
+    db.execute("ALTER TABLE features RENAME COLUMN question TO traits")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    _m001_tables,
+    _m002_working_memory,
+    _m003_values,
+    _m004_traits,
+)
 
 
 def migrate(db: sqlite3.Connection) -> None:
