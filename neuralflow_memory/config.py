@@ -70,6 +70,30 @@ class Tasks(_Section):
     )
 
 
+class Ranking(_Section):
+    """What each signal of search counts. A score is the weighted mean of those that apply.
+
+    The defaults were set on five year-long chats between two people (786 questions), those of `user` and `wish` by
+    measurements on chats with an assistant. docs/search.md has what each of them is worth.
+    """
+
+    dense: float = Field(
+        default=3.0, ge=0, description="meaning: how far the cosine with the question is above the average"
+    )
+    near: float = Field(default=4.2, ge=0, description="meaning of the turn with the two on each side")
+    lexical: float = Field(default=1.8, ge=0, description="words: BM25 of the turn and the end of the one before")
+    around: float = Field(default=2.0, ge=0, description="words of the turn with the four on each side")
+    speaker: float = Field(default=3.0, ge=0, description="the question names one speaker, who said it")
+    user: float = Field(default=1.7, ge=0, description="in a chat with an assistant, the user said it")
+    date: float = Field(default=4.5, ge=0, description="it was said at a time that the question names")
+    time: float = Field(default=1.6, ge=0, description="the question asks when or how long, and it says so")
+    wish: float = Field(
+        default=1.7, ge=0, description="in a chat with an assistant, it says how to behave or what is preferred"
+    )
+    length: float = Field(default=3.0, ge=0, description="it has words enough, and not too many")
+    statement: float = Field(default=1.8, ge=0, description="it is no short question")
+
+
 class Gemini(_Section):
     """Summaries by Gemini; used when a project or an API key is set."""
 
@@ -111,6 +135,7 @@ class Settings(_Section):
     pruning: Pruning = Pruning()
     context: Prompt = Prompt()
     tasks: Tasks = Tasks()
+    ranking: Ranking = Ranking()
     embedder: Embedding = Embedding()
     gemini: Gemini = Gemini()
 
@@ -141,4 +166,4 @@ def _unknown(loc: tuple[int | str, ...]) -> str:
     return f"there is no such option{f'; did you mean {near[0]!r}?' if near else ', but ' + ', '.join(known)}"
 
 
-__all__ = ["Budget", "Embedding", "Gemini", "Prompt", "Pruning", "Settings", "Tasks", "explained"]
+__all__ = ["Budget", "Embedding", "Gemini", "Prompt", "Pruning", "Ranking", "Settings", "Tasks", "explained"]

@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from neuralflow_memory.errors import NeuralFlowError
 
-from . import conversation, demo, doctor, importing, overview, render
+from . import conversation, demo, doctor, evaluating, importing, overview, render
 
 
 class _Commands(TyperGroup):
@@ -42,6 +42,7 @@ for _command in (
 ):
     app.command()(_command)
 app.command("import")(importing.import_)
+app.command("eval")(evaluating.eval_)
 
 
 def _version(wanted: bool) -> None:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _SHOWN = 3  # hits of a question on screen, beside its evidence
 
 _SIGNALS = (
-    "dense = meaning, next = meaning of the turn after it, lexical = words, session = words of its session, "
-    "length = not too short, statement = no question"
+    "dense = meaning, near = meaning with the turns around it, lexical = words, around = words with those around it, "
+    "speaker = who said it, date = when, length = not too short, statement = no question"
 )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +19,8 @@ from neuralflow_memory.types import ROLES, Message, Role, Scope, utc
 
 _LOCOMO_DATE = "%I:%M %p on %d %B, %Y"
 _LOCOMO_TURN = timedelta(seconds=20)
+_DIA_ID = re.compile(r"D:?(\d+):(\d+)")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,29 @@ class Turn:
     user_id: str | None
     session_id: str
     message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question, and the ids of the messages that answer it."""
+
+    question: str
+    evidence: tuple[str, ...]
+    user_id: str | None = None
+    session_id: str | None = None
+    category: str | None = None
+
+
+class _Question(BaseModel):
+    """A line of a JSONL file that asks."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    question: str = Field(min_length=1)
+    evidence: list[str] = Field(min_length=1)
+    user_id: str | None = None
+    session_id: str | None = None
+    category: str | None = None
 
 
 class _Line(BaseModel):
@@ -54,12 +79,15 @@ _EXPECTED = {
     "created_at": "a time such as 2026-05-03T10:00:00Z",
     "metadata": "a JSON object",
     "tool_calls": "a list of JSON objects",
+    "question": "text",
+    "evidence": "a list of ids, at least one",
+    "category": "text",
 }
-"""What each field of a line must be; a test compares the names with `_Line`."""
+"""What each field of a line must be; a test compares the names with `_Line` and `_Question`."""
 
 
 def read_jsonl(file: Path, *, user_id: str | None = None) -> Iterator[Turn]:
-    """Yield the turns of a file with one JSON object a line; blank lines are skipped.
+    """Yield the turns of a file with one JSON object a line; blank lines, and questions for `eval`, are skipped.
 
     A message without an `id` gets one made from its conversation, its content, and how many equal ones stand
     before it, so that importing a file again, also after lines were added to it, adds nothing twice.
@@ -73,6 +101,8 @@ def read_jsonl(file: Path, *, user_id: str | None = None) -> Iterator[Turn]:
     """
     seen: Counter[bytes] = Counter()
     for number, text in _lines(file):
+        if _asks(text):
+            continue
         where = f"{file.name}, line {number}"
         try:
             line = _Line.model_validate_json(text)
@@ -82,6 +112,29 @@ def read_jsonl(file: Path, *, user_id: str | None = None) -> Iterator[Turn]:
             yield _turn(line, user_id=user_id if line.user_id is None else line.user_id, seen=seen)
         except InputError as error:
             raise InputError(f"{where}: {error}", line=number) from None
+
+
+def read_questions(file: Path) -> Iterator[Asked]:
+    """Yield the questions of such a file: lines with a `question` and the ids of its `evidence`.
+
+    Raises:
+        InputError: A line that asks is wrong; the text names it.
+    """
+    for number, text in _lines(file):
+        if _asks(text):
+            try:
+                line = _Question.model_validate_json(text)
+            except ValidationError as error:
+                raise InputError(f"{file.name}, line {number}: {_problems(error)}", line=number) from None
+            yield Asked(line.question, tuple(line.evidence), line.user_id, line.session_id, line.category)
+
+
+def _asks(text: str) -> bool:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(line, dict) and "question" in line
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -148,6 +201,29 @@ def read_locomo(file: Path, *, user_id: str | None = None) -> Iterator[Turn]:
     Raises:
         InputError: The file is not of that shape; the text names the sample and the session.
     """
+    yield from _samples(file, lambda sample: _sample(sample, user_id=user_id))
+
+
+def read_locomo_questions(file: Path) -> Iterator[Asked]:
+    """Yield the questions of a LoCoMo file that name turns as their evidence, without those that have no answer (5)."""
+    yield from _samples(file, _asked)
+
+
+def _asked(sample: dict[str, Any]) -> Iterator[Asked]:
+    sample_id = str(sample["sample_id"])
+    there = {
+        turn["dia_id"] for name, turns in sample["conversation"].items() if isinstance(turns, list) for turn in turns
+    }
+    for question in sample.get("qa", ()):
+        named = [
+            f"D{int(a)}:{int(b)}" for text in question.get("evidence") or () for a, b in _DIA_ID.findall(str(text))
+        ]
+        evidence = tuple(f"{sample_id}/{dia_id}" for dia_id in dict.fromkeys(named) if dia_id in there)
+        if evidence and str(question.get("category")) != "5":
+            yield Asked(question["question"], evidence, sample_id, None, str(question.get("category")))
+
+
+def _samples(file: Path, read: Callable[[Any], Iterator[T]]) -> Iterator[T]:
     try:
         samples = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -155,7 +231,7 @@ def read_locomo(file: Path, *, user_id: str | None = None) -> Iterator[Turn]:
     for number, sample in enumerate(samples if isinstance(samples, list) else [samples], 1):
         where = f"{file.name}, sample {number}"
         try:
-            yield from _sample(sample, user_id=user_id)
+            yield from read(sample)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         except KeyError as error:
@@ -190,3 +266,4 @@ def _locomo_text(turn: dict[str, Any]) -> str:
 
 Reader = Callable[..., Iterator[Turn]]
 READERS: dict[str, Reader] = {"jsonl": read_jsonl, "locomo": read_locomo}
+QUESTIONS: dict[str, Callable[[Path], Iterator[Asked]]] = {"jsonl": read_questions, "locomo": read_locomo_questions}

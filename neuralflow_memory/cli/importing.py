@@ -54,7 +54,7 @@ def import_(
     tool_calls, tool_call_id. LoCoMo: the data set's own format.
     """
     read = READERS[format_]
-    with _progress() as progress:
+    with shown_progress() as progress:
         checking = progress.add_task("checking", total=None)
         total = sum(1 for _ in read(file, user_id=user))
         progress.update(checking, total=total, completed=total)
@@ -62,7 +62,7 @@ def import_(
             done = Done()
             before = int(memory.stats()["added"])
             try:
-                _add(memory, read(file, user_id=user), progress=progress, total=total, done=done)
+                add_all(memory, read(file, user_id=user), progress=progress, total=total, done=done)
                 added = int(memory.stats()["added"]) - before
                 trouble = wait(memory, progress=progress)
             except KeyboardInterrupt:
@@ -95,13 +95,15 @@ class Done:
     conversations: set[tuple[str | None, str]] = field(default_factory=set)
 
 
-def _progress() -> Progress:
+def shown_progress() -> Progress:
     columns = TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     console = render.err()
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def _add(memory: Memory, turns: Iterator[Turn], *, progress: Progress, total: int, done: Done) -> None:
+def add_all(memory: Memory, turns: Iterator[Turn], *, progress: Progress, total: int, done: Done | None = None) -> None:
+    """Write all *turns*, noting in *done* what is stored."""
+    done = Done() if done is None else done
     adding = progress.add_task("adding", total=total)
     while batch := list(islice(turns, _BATCH)):
         for (user_id, session_id), messages in _by_conversation(batch).items():

@@ -103,7 +103,7 @@ def ranked(parts: Parts, scope: Scope, query: str, *, principal: str | None, con
         counted[[index.row_of[number] for number in conditions.besides if number in index.row_of]] = False
         allowed &= counted
         signals, relevant = _signals(index, asked, question, near, counted)
-        parts_of_score = ranking.weighted(signals, ranking.Weights())
+        parts_of_score = ranking.weighted(signals, parts.settings.ranking)
         scores: ranking.Scores = np.sum(list(parts_of_score.values()), axis=0, dtype=np.float32)
         allowed &= relevant
         numbers = index.number.copy()
@@ -246,7 +246,7 @@ def _signals(
     near: dict[int, float] | None,
     counted: Row,
 ) -> tuple[dict[str, ranking.Scores], Row]:
-    """The signals of `ranking.Weights` that apply, each of shape (rows,); and which rows have to do with the question."""
+    """The signals of `rules.ranking` that apply, each of shape (rows,); and which rows have to do with the question."""
     terms = term_ids(asked.text)
     lexical = index.postings.bm25(terms, alive=counted)
     signals = {

@@ -1,19 +1,27 @@
-"""How search ranks: signals of one kind are brought to 0..1 and added by weight.
+"""How search ranks: signals of one kind are brought to 0..1 and added by weight (`config.Ranking`).
 
-The weights were set on five year-long chats between two people (786 questions), as multiples of the standard deviation or of
-the best; those of the signals that only chats with an assistant have come from measurements on other chats. Each of them may
-be halved or doubled for less than two points of the evidence among the first ten hits. docs/search.md has the ablation.
+- dense: how far the cosine of the entry's vector and the question's is above the average of the scope.
+- near: the same of the entry together with the two turns on each side, the nearest of which count most.
+- lexical: BM25 of the entry (with the end of the turn before it), relative to the best of the search.
+- around: BM25 of the entry and the four turns on each side as one document, relative to the best.
+- speaker: it was said by the one speaker that the question names; knowledge, which nobody said, counts too.
+- user: in a chat with an assistant, the user said it; not where the question is what the assistant said.
+- date: it was said at a time that the question names.
+- time: it says when or how long, and the question asks for that.
+- wish: in a chat with an assistant, the user says how it is to behave, or what the user prefers.
+- length, statement: see below; statement counts for questions only, as who quotes a sentence may look for a question.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from ..config import Ranking
 
 Scores = npt.NDArray[np.float32]
 _SATURATED = np.log(21)  # twenty words say as much as they can by their number
@@ -24,43 +32,12 @@ _MOST = 6.0  # standard deviations above the mean that count as 1
 _MEAN, _DEVIATION, _WORTH = 0.1, 0.12, 20
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """What each signal counts. A signal is 0..1; the score is their weighted mean, so it is 0..1 too.
-
-    Attributes:
-        dense: How far the cosine of the entry's vector and the question's is above the average of the scope.
-        near: The same of the entry together with the two turns on each side, the nearest of which count most.
-        lexical: BM25 of the entry (with the end of the turn before it), relative to the best of the search.
-        around: BM25 of the entry and the four turns on each side as one document, relative to the best.
-        speaker: It was said by the one speaker that the question names. Knowledge, which nobody said, counts too.
-        user: In a chat with an assistant, the user said it. Not where the question is what the assistant said.
-        date: It was said at a time that the question names.
-        time: It says when or how long, and the question asks for that.
-        wish: In a chat with an assistant, the user says how it is to behave, or what the user prefers.
-        length: See `length`.
-        statement: See `statement`. Counts for questions only: who quotes a sentence may look for a question.
-    """
-
-    dense: float = 3.0
-    near: float = 4.2
-    lexical: float = 1.8
-    around: float = 2.0
-    speaker: float = 3.0
-    user: float = 1.7
-    date: float = 4.5
-    time: float = 1.6
-    wish: float = 1.7
-    length: float = 3.0
-    statement: float = 1.8
-
-
-def weighted(signals: Mapping[str, Scores], weights: Weights) -> dict[str, Scores]:
+def weighted(signals: Mapping[str, Scores], weights: Ranking) -> dict[str, Scores]:
     """Each signal's part of the score: they add up to it. A missing signal leaves the others its share.
 
     All have the shape (rows,).
     """
-    total = sum(getattr(weights, name) for name in signals)
+    total = sum(getattr(weights, name) for name in signals) or 1.0
     return {name: np.float32(getattr(weights, name) / total) * values for name, values in signals.items()}
 
 
@@ -117,4 +94,4 @@ def best(scores: Scores, allowed: npt.NDArray[np.bool_], *, k: int) -> npt.NDArr
     return rows[np.argsort(-scores[rows], kind="stable")][:k]
 
 
-__all__ = ["Weights", "average", "average_behind", "best", "length", "relative", "standing", "statement", "weighted"]
+__all__ = ["average", "average_behind", "best", "length", "relative", "standing", "statement", "weighted"]
