@@ -50,12 +50,14 @@ if TYPE_CHECKING:
     from .session import Session
     from .settings import aopen_memory, open_memory
     from .task import Task
+    from .thread import Thread
     from .values import Values
 
 _LAZY = {
     "Memory": "memory",
     "Session": "session",
     "Task": "task",
+    "Thread": "thread",
     "Values": "values",
     "aopen_memory": "settings",
     "open_memory": "settings",
@@ -113,6 +115,7 @@ __all__ = [
     "Summary",
     "Task",
     "TaskError",
+    "Thread",
     "ToolCall",
     "Value",
     "Values",

@@ -14,6 +14,7 @@ from .pipeline.parts import Parts
 from .pipeline.search import Conditions, Within
 from .protocols import OnConflict
 from .task import Task
+from .thread import Thread
 from .types import CompactionReport, Context, Entry, Hit, MemoryType, Message, Scope
 
 if TYPE_CHECKING:
@@ -245,6 +246,15 @@ class Session:
     def tasks(self, *, status: Literal["open", "completed", "failed"] | None = None) -> list[Task]:
         """The session's tasks, oldest first: open ones, and ended ones until `tasks.completed_max_age` is over."""
         return Task._listed(self, status)
+
+    def thread(self, id: str | None = None) -> Thread:
+        """A host's own list of messages, such as an agent's state or the chat that a front end sends. No I/O.
+
+        Args:
+            id: Names the list, which is always passed whole, or without its beginning: turns of it that are gone from its
+                end leave the window. None: what is not in the list stays, so that it may be the new messages only.
+        """
+        return Thread(self, id)
 
     aadd = offload(add)
     amessages = offload(messages)

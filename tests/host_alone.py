@@ -40,22 +40,37 @@ def langchain(chat):
 
 
 def langgraph(chat):
-    from langchain_core.messages import HumanMessage
+    from langchain.agents import create_agent
+    from langchain_core.language_models import FakeListChatModel
 
-    from neuralflow_memory.langchain import NeuralFlowChatMessageHistory, NeuralFlowRetriever
+    from neuralflow_memory.langchain import NeuralFlowMiddleware, NeuralFlowRetriever, NeuralFlowStore
 
-    NeuralFlowChatMessageHistory(chat).add_messages([HumanMessage("I sail to Oslo.")])
+    agent = create_agent(
+        FakeListChatModel(responses=["Fine."]), middleware=[NeuralFlowMiddleware(session=chat, tools=())]
+    )
+    agent.invoke({"messages": [("user", "I sail to Oslo.")]})
+    assert [m.text for m in chat.messages()] == ["I sail to Oslo.", "Fine."]
     assert NeuralFlowRetriever(session=chat).invoke("Oslo")[0].page_content == "I sail to Oslo."
+    store = NeuralFlowStore(chat.memory, user_id="ada")
+    store.put(("plans",), "may", {"text": "Bergen by boat"})
+    assert store.search((), query="boat")[0].key == "may"
 
 
 def llama_index(chat):
     from llama_index.core.base.llms.types import ChatMessage
+    from llama_index.core.memory import Memory
 
-    from neuralflow_memory.llama_index import NeuralFlowMemory
+    from neuralflow_memory.llama_index import NeuralFlowChatStore, NeuralFlowMemory, NeuralFlowMemoryBlock
 
     memory = NeuralFlowMemory(chat)
     memory.put(ChatMessage(role="user", content="I sail to Oslo."))
     assert [m.content for m in memory.get()] == ["I sail to Oslo."]
+    parts = {"memory": chat.memory, "user_id": "ada"}
+    theirs = Memory.from_defaults(
+        "theirs", chat_store=NeuralFlowChatStore(**parts), memory_blocks=[NeuralFlowMemoryBlock(**parts)]
+    )
+    theirs.put(ChatMessage(role="user", content="Where do I sail?"))
+    assert "Oslo" in theirs.get()[0].content
 
 
 def main(host, *options):

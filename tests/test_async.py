@@ -14,7 +14,7 @@ from neuralflow_memory._offload import Workers
 from neuralflow_memory.session import Entries
 from neuralflow_memory.testing import HashingEmbedder
 
-NO_TWIN = {"session", "task", "values"}  # cheap, no I/O
+NO_TWIN = {"session", "task", "thread", "values"}  # cheap, no I/O
 
 
 def operations():

@@ -34,7 +34,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 from pydantic import BaseModel, Field
 
-from neuralflow_memory import BudgetError, ConfigError, Message, ScopeError, Session
+from neuralflow_memory import BudgetError, ConfigError, Message, ScopeError
 from neuralflow_memory.langchain import NeuralFlowMiddleware, from_langchain
 
 SMALL = {"max_context_items": 2, "summarization_threshold": 4}
@@ -761,7 +761,7 @@ def cost(memory, shown, tools=()):
     from langchain_core.utils.function_calling import convert_to_openai_tool
 
     schemas = json.dumps([convert_to_openai_tool(t) for t in tools])
-    return memory.count_tokens([from_langchain(m) for m in shown]) + memory.count_tokens([Message("system", schemas)])
+    return memory.count_tokens([*(from_langchain(m) for m in shown), Message("system", schemas)])
 
 
 @pytest.mark.parametrize("most", [700, 1500, 4000])
@@ -943,6 +943,23 @@ def test_tool_results_that_other_middleware_cleared_stay_cleared(memory):
     assert ("tool", "saw 0") in transcript(memory.session("t1"))
 
 
+def test_a_thread_longer_than_what_is_converted_is_whole(memory, monkeypatch):
+    """Only its end is converted each time: what began without memory is taken in, older turns are sent, cleared ones cleared."""
+    monkeypatch.setattr("neuralflow_memory.langchain.requests._RECENT", 4)
+    saver, plain, model = InMemorySaver(), Scripted(script=steps(1)), Scripted(script=steps(1))
+    say(create_agent(plain, [look], checkpointer=saver), "turn 0")
+    edit = ContextEditingMiddleware(edits=[ClearToolUsesEdit(trigger=10, keep=1, placeholder="[cleared]")])
+    graph = agent(NeuralFlowMiddleware(memory), model, tools=[look], before=[edit], checkpointer=saver)
+    for n in range(1, 4):
+        state = say(graph, f"turn {n} " + "hello " * 10, id=f"h{n}")
+    assert [m.text for m in memory.session("t1").messages()] == texts(state["messages"])
+    cleared = ["[cleared]" if isinstance(m, ToolMessage) else m.text for m in state["messages"]]
+    assert texts(model.shown[-1]) == [*cleared[:-2], "saw 0"]
+    graph.invoke({"messages": [HumanMessage("other", id="h2")]}, before(graph, state["messages"][8].text))
+    assert texts(model.shown[-1])[-3:] == ["other", "", "saw 0"]
+    assert len(memory.session("t1").messages(view="window")) == 12
+
+
 # --- tools ----------------------------------------------------------------------------------------------------------
 
 
@@ -1042,13 +1059,16 @@ async def test_a_summary_written_meanwhile_is_not_in_the_users_stream(opened, wa
 
 async def test_the_event_loop_is_free_while_memory_is_read_and_written(memory, monkeypatch):
     """However slow the folder is, other tasks go on."""
-    messages = Session.messages
+    from neuralflow_memory.pipeline import prompts, threads
 
-    def slow(self, **options):
-        time.sleep(0.2)
-        return messages(self, **options)
+    for module, name in ((threads, "update"), (prompts, "prompt")):
+        quick = getattr(module, name)
 
-    monkeypatch.setattr(Session, "messages", slow)
+        def slow(*args, quick=quick, **options):
+            time.sleep(0.2)
+            return quick(*args, **options)
+
+        monkeypatch.setattr(module, name, slow)
     graph = agent(NeuralFlowMiddleware(memory))
     run = asyncio.create_task(graph.ainvoke({"messages": [HumanMessage("hello")]}, thread()))
     longest, last = 0.0, time.perf_counter()

@@ -91,4 +91,4 @@ def _line(hit: Hit) -> str:
     return f"- [{hit.entry.created_at:%Y-%m-%d}] {f'{speaker}: ' if speaker else ''}{short}"
 
 
-__all__ = ["RECALLED", "ToolName", "memory_tools"]
+__all__ = ["ToolName", "memory_tools"]

@@ -7,9 +7,10 @@ Everything considered is in the report, in or out, and why.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from types import MappingProxyType
 from typing import Literal
 
 from ..errors import BudgetError, InputError, brief
@@ -25,6 +26,7 @@ from .tasks import shown as shown_tasks
 _HITS_FROM = (MemoryType.SHORT_TERM, MemoryType.LONG_TERM, MemoryType.EPISODIC)
 _CUT = " […]"
 _MOST_TOKENS = 1 << 40  # no prompt is longer, and floats are exact up to there
+_NONE: Mapping[str, Message] = MappingProxyType({})
 _NO_PLACE = "pinned, and no room for it"
 _QUOTED = "pinned; quoted beside the summary, since no user turn comes before it"
 _LEAST_CUT = 64  # tokens to which an older message may be cut at most
@@ -45,6 +47,8 @@ class _Plan:
     costs: dict[int, int] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     used: int = REPLY_OVERHEAD
+    given: Container[str] = ()
+    """Ids of turns that the caller's own messages stand for."""
 
     @property
     def left(self) -> int:
@@ -84,20 +88,27 @@ def context(
     principal: str | None,
     max_tokens: int | None = None,
     reserve_tokens: int = 0,
-    search: bool = True,
+    search: bool | Literal["once"] = True,
     overflow: Literal["raise", "truncate"] = "raise",
     pending_calls: bool = False,
+    given: Mapping[str, Message] = _NONE,
+    only: Container[str] | None = None,
 ) -> Context:
-    """The messages for the next call of the model; with *reserve_tokens* never more than *max_tokens*."""
+    """The messages for the next call of the model; with *reserve_tokens* never more than *max_tokens*.
+
+    *search* "once": what was found for the newest user turn is used until it is answered. *given*: messages to send in
+    place of turns, by their ids; the objects themselves, if they need no cut. *only*: no other turns (ids) are sent.
+    """
     parts.authorize(principal, "read", scope)
     resident = parts.resident(scope)
     with resident.lock:
         window = parts.window(scope)
-        entries, summary, tasks = list(window.entries), window.summary, list(window.tasks)
+        stored, summary, tasks = list(window.entries), window.summary, list(window.tasks)
     margin = parts.margins(scope.tenant).get(window.model or "", 1.0)
     budget = _budget(parts, max_tokens, reserve_tokens, overflow, margin)
-    messages = [e.message for e in entries]
-    plan = _Plan(budget, entries, messages, units(messages, pending_calls=pending_calls))
+    entries = [_as_given(parts, e, given.get(e.id)) for e in stored if only is None or e.id in only]
+    messages = [given.get(e.id) or e.message for e in entries]
+    plan = _Plan(budget, entries, messages, units(messages, pending_calls=pending_calls), given=given)
     for unit in plan.units:
         if unit.broken:
             plan.reasons.update(dict.fromkeys(unit.rows, unit.broken))
@@ -117,7 +128,10 @@ def context(
         if entry.key in quoted:
             plan.reasons[row], plan.costs[row] = _QUOTED, blocks.tokens([line_of(entry)])
     blocks.take_notes(notes, room=min(int(caps.temporary * scale), plan.left - blocks.cost))
-    hits = _hits(parts, scope, query, entries, principal=principal) if search else []
+    if search == "once":
+        hits = _hits_once(parts, scope, window, stored, principal=principal)
+    else:
+        hits = _hits(parts, scope, query, stored, principal=principal) if search else []
     wanted = sum(q.cost for q in hits[:MOST_HITS] if q.relevant)
     left = plan.left - blocks.cost
     # What the hits don't want, older turns may have.
@@ -184,9 +198,7 @@ def _budget(parts: Parts, max_tokens: int | None, reserve_tokens: int, overflow:
     total = parts.settings.budget.total if max_tokens is None else max_tokens
     if overflow not in ("raise", "truncate"):
         raise InputError(f"overflow must be 'raise' or 'truncate', not {brief(overflow)}")
-    for name, value in (("max_tokens", total), ("reserve_tokens", reserve_tokens)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise InputError(f"{name} is a number of tokens, not {brief(value)}")
+    total, reserve_tokens = checked_tokens("max_tokens", total), checked_tokens("reserve_tokens", reserve_tokens)
     available = int(min(total, _MOST_TOKENS) / margin) - reserve_tokens
     if available < REPLY_OVERHEAD:
         raise BudgetError(
@@ -197,6 +209,13 @@ def _budget(parts: Parts, max_tokens: int | None, reserve_tokens: int, overflow:
             available=available,
         )
     return available
+
+
+def checked_tokens(name: str, value: int) -> int:
+    """*value*, if it is a number of tokens."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InputError(f"{name} is a number of tokens, not {brief(value)}")
+    return value
 
 
 def _newest(parts: Parts, plan: _Plan, *, overflow: str) -> list[Unit]:
@@ -378,6 +397,29 @@ def _hits(
     return quotes(parts, islice(found, MOST_HITS + len(entries)), query)
 
 
+def _hits_once(
+    parts: Parts, scope: Scope, window: Window, entries: Sequence[Entry], *, principal: str | None
+) -> list[Quote]:
+    """What was found when the newest user turn was new, as far as it is still there and says the same."""
+    asked = next(((e.number, e.version) for e in reversed(entries) if e.role == "user"), (0, 0))
+    before = window.sent.hits
+    if before is None or before[0] != asked:
+        hits = _hits(parts, scope, None, entries, principal=principal)
+        window.sent.hits = asked, [q for q in hits if q.relevant]
+        return hits
+    found = {q.hit.entry.number: q for q in before[1]}
+    live = parts.ledger.by_numbers(scope, list(found)) if found else {}
+    return [q for n, q in found.items() if n in live and live[n].version == q.hit.entry.version]
+
+
+def _as_given(parts: Parts, entry: Entry, message: Message | None) -> Entry:
+    """*entry* with what *message*, which is sent in its place, says and costs."""
+    if message is None or message.content == (entry.content if entry.blocks is None else entry.blocks):
+        return entry
+    blocks = None if isinstance(message.content, str) else tuple(message.content)
+    return replace(entry, content=message.text, blocks=blocks, tokens=parts.count(message))
+
+
 def _ordered(parts: Parts, plan: _Plan, blocks: Blocks) -> tuple[list[Message], int]:
     """The messages, and how many tokens at their front will be the same in the next prompt."""
     # A late result moves up to its call: providers refuse what stands between the two.
@@ -388,7 +430,8 @@ def _ordered(parts: Parts, plan: _Plan, blocks: Blocks) -> tuple[list[Message], 
     asked = max((i for i, role in enumerate(roles) if role == "user"), default=front)
     answered = bool(rows) and roles[-1] == "assistant" and not plan.messages[rows[-1]].tool_calls
     place = len(rows) if answered else asked
-    sent = [_given(plan.chosen[row]) for row in rows]
+    chosen = ((plan.entries[row].id, plan.chosen[row]) for row in rows)
+    sent = [m if own_id in plan.given else _given(m) for own_id, m in chosen]
     first, last = blocks.front, blocks.end
     laid = [*sent[:front], *([first] if first else []), *sent[front:place], *([last] if last else []), *sent[place:]]
     stable = sum(plan.costs[row] for row in (rows[:place] if last else rows))
@@ -420,4 +463,4 @@ def _reported(plan: _Plan, blocks: Blocks) -> list[Candidate]:
     return sorted((*blocks.report, *turns), key=lambda c: 0 if c.part == "system" else 1 + order.index(c.part))
 
 
-__all__ = ["context", "report_usage"]
+__all__ = ["checked_tokens", "context", "report_usage"]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -19,6 +20,9 @@ from ..protocols import Ledger
 from ..rules.budget import pauses
 from ..types import Entry, Message, Scope
 from .scope_index import ScopeIndex
+
+if TYPE_CHECKING:
+    from .blocks import Quote
 
 _WINDOWS = 256  # windows kept of one owner
 _WEIGH_EVERY = 64  # uses of a resident between two looks at what it holds
@@ -36,6 +40,8 @@ class Sent:
     """Tokens that it had room for, of what may be folded."""
     short: int = 0
     """For how many user turns in a row that was less than the window's limit."""
+    hits: tuple[tuple[int, int], Sequence[Quote]] | None = None
+    """What search found for a user turn (its number and version) that waits for its answer."""
 
 
 @dataclass(slots=True)

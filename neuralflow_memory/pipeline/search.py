@@ -33,6 +33,7 @@ Row = npt.NDArray[np.bool_]
 LONGEST_QUERY = 10_000  # characters; an embedder reads the first few hundred words anyway
 MOST_IN_RAM = 50_000  # entries; above, the vector index answers for the dense part
 _EPISODIC = TYPE_NUMBER[MemoryType.EPISODIC]
+_AT_FIRST = 64  # hits that are read at once, at most
 _AROUND = 4  # turns on each side whose words stand around one
 _DAY = 86_400_000_000  # microseconds
 _EPOCH = date(1970, 1, 1)
@@ -66,12 +67,17 @@ def search(
         )
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise QueryError(f"k is a number of hits, at least 1, not {brief(k)}")
-    hits = ranked(parts, scope, query, principal=principal, conditions=conditions)
+    hits = ranked(parts, scope, query, principal=principal, conditions=conditions, expected=k)
     return list(islice(hits, min(k, sys.maxsize)))
 
 
-def ranked(parts: Parts, scope: Scope, query: str, *, principal: str | None, conditions: Conditions) -> Iterator[Hit]:
-    """Every entry that fulfils *conditions*, best first. What is not relevant at all is left out."""
+def ranked(
+    parts: Parts, scope: Scope, query: str, *, principal: str | None, conditions: Conditions, expected: int = _AT_FIRST
+) -> Iterator[Hit]:
+    """Every entry that fulfils *conditions*, best first, read a few at a time, *expected* first.
+
+    What is not relevant at all is left out.
+    """
     parts.authorize(principal, "read", scope)
     condition = parse(conditions.filter)
     kinds = checked_types(conditions.types)
@@ -107,7 +113,7 @@ def ranked(parts: Parts, scope: Scope, query: str, *, principal: str | None, con
         scores: ranking.Scores = np.sum(list(parts_of_score.values()), axis=0, dtype=np.float32)
         allowed &= relevant
         numbers = index.number.copy()
-    for top in _tops(scores, allowed):
+    for top in _tops(scores, allowed, first=min(expected, _AT_FIRST)):
         found = parts.ledger.by_numbers(scope, numbers[top].tolist())
         for row in top:
             entry = found.get(int(numbers[row]))
@@ -119,9 +125,9 @@ def ranked(parts: Parts, scope: Scope, query: str, *, principal: str | None, con
                 )
 
 
-def _tops(scores: ranking.Scores, allowed: Row) -> Iterator[npt.NDArray[np.int64]]:
+def _tops(scores: ranking.Scores, allowed: Row, *, first: int) -> Iterator[npt.NDArray[np.int64]]:
     """The ranking in pieces that grow, so that the first hits cost little and a rare filter is not slow."""
-    size, given = 64, 0
+    size, given = first, 0
     total = int(allowed.sum())
     while given < total:
         rows = ranking.best(scores, allowed, k=min(total, given + size))

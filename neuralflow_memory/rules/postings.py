@@ -198,9 +198,12 @@ class Postings:
             table[which[has], there[docs[has]]] += counts[has]  # no pair comes twice, since being one is mutual
             lengths[there >= 0] += own[there[there >= 0]]
         there_is = self._live[: self._n] if alive is None else alive & self._live[: self._n]
-        of, found = np.nonzero(table * there_is)
+        pairs = np.flatnonzero(table)
+        of, found = np.divmod(pairs, self._n)
+        kept = there_is[found]
+        of, found, pairs = of[kept], found[kept], pairs[kept]
         number, total = int(np.count_nonzero(there_is)), int(lengths[there_is].sum())
-        return _bm25(found, table[of, found], of, lengths, number=number, total=total, k1=k1, b=b)
+        return _bm25(found, table.ravel()[pairs], of, lengths, number=number, total=total, k1=k1, b=b)
 
     def _postings(
         self, terms: Ids, alive: npt.NDArray[np.bool_] | None

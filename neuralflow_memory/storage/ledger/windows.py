@@ -62,7 +62,7 @@ def unchanged(
     before: StoredWindow,
     read: Sequence[Entry],
 ) -> bool:
-    """Whether what a summary was made from still stands: epoch, earlier summary, segments, the turns in the window."""
+    """Whether what a summary was made from still stands: epoch, earlier summary, segments, the turns in their places."""
     if head.erase_epoch != before.erase_epoch or head.summary != (before.summary.number if before.summary else None):
         return False
     for entry in (*([before.summary] if before.summary else []), *read):
@@ -71,8 +71,8 @@ def unchanged(
             return False
     for entry in folded:
         row = db.execute("SELECT version, position, pinned FROM entries WHERE no = ?", (entry.number,)).fetchone()
-        if row is None or row[0] != entry.version or row[1] is None or row[2]:
-            return False
+        if row is None or row[0] != entry.version or row[1] != entry.position or row[2]:
+            return False  # a window that was arranged anew has other turns around it
     return True
 
 
