@@ -13,6 +13,7 @@ from langchain_core._api.deprecation import suppress_langchain_deprecation_warni
 from langchain_core.language_models import SimpleChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
+from langchain_core.runnables import ConfigurableFieldSpec
 from langchain_core.runnables.history import RunnableWithMessageHistory
 from pydantic import Field
 
@@ -481,3 +482,47 @@ def test_what_search_finds_may_have_a_variable_of_its_own(memory, session):
     found = recalling.load_memory_variables({"input": "What am I allergic to?"})
     assert [m.content for m in found["history"]] == ["Hello", "Hi"]
     assert "peanuts" in found["recalled"]
+
+
+class Echo(SimpleChatModel):
+    """Repeats who is speaking, and keeps what it was shown with each prompt."""
+
+    shown: list = Field(default_factory=list)
+
+    @property
+    def _llm_type(self):
+        return "echo"
+
+    def _call(self, messages, stop=None, run_manager=None, **kwargs):
+        self.shown.append([m.text for m in messages])
+        return f"Heard {messages[-1].text}"
+
+
+async def test_one_chain_serves_two_users_at_once(memory):
+    """A hundred turns, interleaved, half of them from threads and half from tasks: nobody is shown another's words."""
+    model = Echo()
+
+    def history(user_id, session_id):
+        return NeuralFlowChatMessageHistory(memory=memory, session_id=session_id, user_id=user_id)
+
+    fields = [ConfigurableFieldSpec(id=name, annotation=str) for name in ("user_id", "session_id")]
+    chain = RunnableWithMessageHistory(model, history, history_factory_config=fields)
+
+    def config(user):
+        return {"configurable": {"user_id": user, "session_id": "chat"}}
+
+    async def task(user):
+        for n in range(25):
+            await chain.ainvoke([HumanMessage(f"{user} in a task {n}")], config(user))
+
+    def thread(user):
+        for n in range(25):
+            chain.invoke([HumanMessage(f"{user} in a thread {n}")], config(user))
+
+    users = ("ada", "bob")
+    await asyncio.gather(*map(task, users), *(asyncio.to_thread(thread, user) for user in users))
+    assert len(model.shown) == 100
+    for shown in model.shown:
+        user = shown[-1].split()[0]
+        assert not any(other in text for text in shown for other in users if other != user)
+    assert [len(memory.session("chat", user_id=user).messages()) for user in users] == [100, 100]

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from llama_index.core.agent.workflow import AgentWorkflow, CodeActAgent, FunctionAgent, ReActAgent
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock, ToolCallBlock
-from llama_index.core.llms.mock import MockFunctionCallingLLM
 from llama_index.core.memory import Memory
+from scripted_llm import scripted
 
 from neuralflow_memory import open_memory
 from neuralflow_memory.llama_index import NeuralFlowChatStore, NeuralFlowMemory, NeuralFlowMemoryBlock
@@ -28,26 +28,6 @@ def memory(tmp_path, monkeypatch):
 @pytest.fixture
 def buffer(memory):
     return NeuralFlowMemory(memory.session("chat", user_id="ada"))
-
-
-class Script:
-    """Plays the given answers, then `answer N`; keeps what the model was shown."""
-
-    def __init__(self, *answers):
-        self.answers, self.shown = list(answers), []
-
-    def __call__(self, messages, **kwargs):
-        self.shown.append(copy.deepcopy(list(messages)))
-        said = self.answers.pop(0) if self.answers else f"answer {len(self.shown)}"
-        return said if isinstance(said, ChatMessage) else ChatMessage(said, role="assistant")
-
-    async def stream(self, messages, **kwargs):
-        yield self(messages, **kwargs)
-
-
-def scripted(*answers, stream=False):
-    script = Script(*answers)
-    return script, MockFunctionCallingLLM(response_generator=script.stream if stream else script, is_chat_model=True)
 
 
 def said(messages):

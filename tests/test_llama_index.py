@@ -10,11 +10,11 @@ import pytest
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock, ToolCallBlock
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine, SimpleChatEngine
-from llama_index.core.llms.mock import MockFunctionCallingLLM
 from llama_index.core.memory.types import BaseMemory
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.core.workflow import Context, JsonSerializer
+from scripted_llm import scripted
 
 from neuralflow_memory import BudgetError, ConfigError, open_memory
 from neuralflow_memory.llama_index import NeuralFlowMemory, from_llama_index
@@ -36,26 +36,6 @@ def session(memory):
 @pytest.fixture
 def buffer(session):
     return NeuralFlowMemory(session)
-
-
-class Script:
-    """Plays the given answers, then `answer N`; keeps what the model was shown."""
-
-    def __init__(self, *answers):
-        self.answers, self.shown = list(answers), []
-
-    def __call__(self, messages, **kwargs):
-        self.shown.append(copy.deepcopy(list(messages)))
-        said = self.answers.pop(0) if self.answers else f"answer {len(self.shown)}"
-        return said if isinstance(said, ChatMessage) else ChatMessage(said, role="assistant")
-
-    async def stream(self, messages, **kwargs):
-        yield self(messages, **kwargs)
-
-
-def scripted(*answers, stream=False):
-    script = Script(*answers)
-    return script, MockFunctionCallingLLM(response_generator=script.stream if stream else script, is_chat_model=True)
 
 
 def said(messages):
