@@ -29,7 +29,7 @@ from neuralflow_memory.testing import HashingEmbedder
 from neuralflow_memory.types import Candidate, Context, Message, SessionInfo
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["add", "context", "demo", "doctor", "eval", "import", "search", "sessions", "stats"]
+COMMANDS = ["add", "context", "demo", "doctor", "eval", "fit", "import", "search", "sessions", "stats"]
 
 LINES = [
     {"session_id": "garden", "user_id": "ada", "role": "user", "content": "The beans go by the south wall."},

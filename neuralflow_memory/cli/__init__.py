@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from neuralflow_memory.errors import NeuralFlowError
 
-from . import conversation, demo, doctor, evaluating, importing, overview, render
+from . import conversation, demo, doctor, evaluating, fitting, importing, overview, render
 
 
 class _Commands(TyperGroup):
@@ -43,6 +43,7 @@ for _command in (
     app.command()(_command)
 app.command("import")(importing.import_)
 app.command("eval")(evaluating.eval_)
+app.command()(fitting.fit)
 
 
 def _version(wanted: bool) -> None:

@@ -6,6 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -27,6 +28,7 @@ from .options import JsonOption, settings
 
 if TYPE_CHECKING:
     from neuralflow_memory.config import Settings
+    from neuralflow_memory.memory import Memory
 
 _DEEPEST = 60  # hits of a question
 _SHOWN = 5  # questions that gained or lost most
@@ -121,6 +123,24 @@ def _overrides(given: Sequence[str]) -> dict[str, Any]:
     return options
 
 
+@contextmanager
+def filled(
+    base: Settings, *, file: Path, format_: FileFormat, folder: Path, progress: Progress, ranking: Ranking | None = None
+) -> Iterator[Memory]:
+    """A memory in *folder* that holds the file's chats, embedded."""
+    from neuralflow_memory import open_memory
+    from neuralflow_memory.sources import read_settings
+
+    options = {} if ranking is None else {"ranking": ranking}
+    total = sum(1 for _ in READERS[format_](file))
+    with open_memory(read_settings(base, path=folder / "memory", **options)) as memory:
+        add_all(memory, READERS[format_](file), progress=progress, total=total)
+        trouble = wait(memory, progress=progress)
+        if trouble is not None:
+            raise InputError(f"the chats can't be embedded: {trouble}")
+        yield memory
+
+
 def _measured(
     base: Settings,
     policies: Sequence[Policy],
@@ -134,13 +154,8 @@ def _measured(
     from neuralflow_memory import open_memory
     from neuralflow_memory.sources import read_settings
 
-    inside = read_settings(base, path=folder / "memory")
-    total = sum(1 for _ in READERS[format_](file))
-    with open_memory(inside) as memory:
-        add_all(memory, READERS[format_](file), progress=progress, total=total)
-        trouble = wait(memory, progress=progress)
-    if trouble is not None:
-        raise InputError(f"the chats can't be embedded: {trouble}")
+    with filled(base, file=file, format_=format_, folder=folder, progress=progress) as memory:
+        inside = memory.settings
     answers = {}
     for policy in policies:
         asking = progress.add_task("asking", total=len(questions))
@@ -154,7 +169,7 @@ def _measured(
     return answers
 
 
-def _answered(memory: Any, asked: Asked) -> Answered:
+def _answered(memory: Memory, asked: Asked) -> Answered:
     session = memory.session(asked.session_id, user_id=asked.user_id)
     start = time.perf_counter()
     hits = session.search(asked.question, k=_DEEPEST)
