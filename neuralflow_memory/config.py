@@ -92,6 +92,11 @@ class Ranking(_Section):
     )
     length: float = Field(default=3.0, ge=0, description="it has words enough, and not too many")
     statement: float = Field(default=1.8, ge=0, description="it is no short question")
+    importance: float = Field(default=0.5, ge=0, description="its importance: by its text, or as it was set")
+    recency: float = Field(default=0.0, ge=0, description="it was said lately; half of it after 30 days")
+    rerank: float = Field(
+        default=5.0, ge=0, description="with a reranker: what it finds far better than its average candidate"
+    )
 
 
 class Gemini(_Section):

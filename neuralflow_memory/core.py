@@ -74,6 +74,8 @@ class Core:
         self._guard = threading.Lock()
         self._loading = threading.Lock()
         """Held until the embedding model is loaded."""
+        self._reranking = threading.Lock()
+        """Held until the reranker is loaded."""
         parts.changed = self._wake.give
         parts.full = self._fold_later
         self._threads = [
@@ -82,6 +84,9 @@ class Core:
         if parts.store is not None:
             self._loading.acquire()
             self._threads.append(threading.Thread(target=self._index, name="neuralflow-indexer", daemon=True))
+        if hasattr(parts.reranker, "load"):
+            self._reranking.acquire()
+            self._threads.append(threading.Thread(target=self._load_reranker, name="neuralflow-loader", daemon=True))
         for thread in self._threads:
             thread.start()
         # weakref's own exit hook must be older than ours, or what torch registers while it is imported in close() never runs.
@@ -91,12 +96,7 @@ class Core:
     # -- indexing
 
     def _index(self) -> None:
-        load = getattr(self.parts.embedder, "load", None)
-        try:
-            if load is not None:
-                load()
-        except Exception as error:  # told by stats(); each search and each batch will try again
-            self._note("embedder", error)
+        self._load("embedder")
         self._loading.release()
         while not self.parts.closing:
             self._wake.clear()
@@ -105,6 +105,21 @@ class Core:
                 # While nothing works, new turns are no reason to try sooner; flush() is.
                 self._wake.wait(pause) if self._failures == 0 else self._hurry.wait(pause)
                 self._hurry.clear()
+
+    def _load(self, name: str) -> None:
+        load = getattr(getattr(self.parts, name), "load", None)
+        try:
+            if load is not None:
+                load()
+        except Exception as error:  # told by stats(); each search and each batch will try again
+            self._note(name, error)
+
+    def _load_reranker(self) -> None:
+        with self._loading:  # first the embedder, which searches need more, and which imports the same library
+            pass
+        if not self.parts.closing:
+            self._load("reranker")
+        self._reranking.release()
 
     def _pass(self) -> float:
         """One batch; how long to wait before the next, in seconds."""
@@ -180,7 +195,7 @@ class Core:
             self._moved.wait(0.05)
 
     def ready(self) -> None:
-        with self._loading:
+        with self._loading, self._reranking:
             pass
 
     def reindex(self) -> None:

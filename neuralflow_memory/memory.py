@@ -130,6 +130,7 @@ class Memory:
             "summarizer_calls",
             "summarizer_fallbacks",
             "search_without_vectors",
+            "search_without_reranker",
             "facts_kept",
             "facts_pinned",
             "facts_reachable",
@@ -155,7 +156,7 @@ class Memory:
         self._core.flush()
 
     def ready(self) -> None:
-        """Wait until the embedding model is loaded, so that the first search does not pay for it."""
+        """Wait until the models of search are loaded, so that the first search does not pay for it."""
         self._ready_parts()
         self._core.ready()
 

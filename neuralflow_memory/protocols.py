@@ -37,6 +37,18 @@ class Embedder(Protocol):
 
 
 @runtime_checkable
+class Reranker(Protocol):
+    """Says how well texts answer a question by reading both together; `search` asks it about its best candidates."""
+
+    def rerank(self, query: str, texts: Sequence[str]) -> Sequence[float] | npt.NDArray[np.floating[Any]]:
+        """The relevance of each of *texts* in their order: higher is better, on any scale.
+
+        Thread-safe: called from worker threads, by several searches at a time.
+        """
+        ...
+
+
+@runtime_checkable
 class TokenCounter(Protocol):
     """Counts tokens of plain text; the overhead of messages is added by `rules.budget`."""
 
@@ -92,12 +104,14 @@ class Record:
     """An entry as it is to stand in the ledger, with what search needs of it.
 
     `words` counts its whitespace-separated words; `traits` are those of its text (`rules.traits`); `terms` are the bytes of
-    its uint32 term ids, in order (`rules.lexical.term_ids`).
+    its uint32 term ids, in order (`rules.lexical.term_ids`); `called`: names that it gives, "Jo" to the one spoken to and
+    "=Max" to the speaker, one a line.
     """
 
     entry: Entry
     words: int
     traits: int
+    called: str | None
     terms: bytes
 
     def feature(self, *, session: int) -> Feature:
@@ -115,12 +129,14 @@ class Record:
             entry.importance,
             self.words,
             self.traits,
+            self.called,
             self.terms,
         )
 
 
-Feature = tuple[int, int, int, int, str | None, str | None, int, int | None, float, int, int, bytes]
-"""Number, session, seq, type, speaker, agent, created_at, expires_at (microseconds), importance, words, traits, terms."""
+Feature = tuple[int, int, int, int, str | None, str | None, int, int | None, float, int, int, str | None, bytes]
+"""Number, session, seq, type, speaker, agent, created_at, expires_at (microseconds), importance, words, traits, called,
+terms."""
 
 OnConflict = Literal["raise", "replace", "ignore"]
 
@@ -523,6 +539,7 @@ __all__ = [
     "Namespace",
     "OnConflict",
     "Record",
+    "Reranker",
     "StoredValue",
     "StoredWindow",
     "Summarizer",

@@ -106,7 +106,7 @@ class Session:
         Args:
             text: What to remember.
             type: What kind of memory it is; not SHORT_TERM, which `add` writes.
-            importance: 0..1.
+            importance: 0..1; without one, what its text is worth, and 0.5 at least.
             tags: Labels to filter by.
             category: A path such as "travel/visa"; filters match it by prefix.
             metadata: JSON values to filter by.

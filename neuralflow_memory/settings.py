@@ -20,6 +20,7 @@ from .config import Embedding, Settings
 from .core import Core
 from .errors import ConfigError, FolderError, MissingDependency, ModelMismatch, StorageError, brief
 from .memory import Memory
+from .models.cross_encoder import as_reranker
 from .models.extractive import ExtractiveSummarizer
 from .models.prompted import as_summarizer
 from .models.tokens import token_counter
@@ -36,7 +37,7 @@ from .storage.lock import FolderLock
 LEDGER_FILE = "ledger.sqlite3"
 CHROMA_FOLDER = "chroma"
 _OURS = frozenset({LEDGER_FILE, LEDGER_FILE + "-wal", LEDGER_FILE + "-shm", CHROMA_FOLDER, "lock"})
-_PARTS = ("embedder", "summarizer", "token_counter", "policy", "clock")
+_PARTS = ("embedder", "reranker", "summarizer", "token_counter", "policy", "clock")
 _RESIDENT_BYTES = 128 * 1024 * 1024
 
 
@@ -59,6 +60,7 @@ def open_memory(
     *,
     user_id: str | None = None,
     embedder: Embedder | Embedding | Mapping[str, Any] | str | None = None,
+    reranker: Any = None,
     summarizer: Any = None,
     token_counter: TokenCounter | None = None,
     policy: AccessPolicy | None = None,
@@ -72,6 +74,8 @@ def open_memory(
             away on close; None for what `NEURALFLOW_PATH` says, else `./memory`.
         user_id: The user of sessions that name none.
         embedder: An `Embedder` (any LangChain `Embeddings` fits), a sentence-transformers model's name, "none", or options.
+        reranker: Reads the best candidates of a search again, together with the question: a `Reranker`, a
+            sentence-transformers `CrossEncoder` or the name of its model, or a LangChain `BaseCrossEncoder`. By default none.
         summarizer: Writes the running summaries: a `Summarizer`, a LangChain or LlamaIndex model, or a function from prompt
             to text; "gemini", also for the project that `aiplatform.init` was given; "extractive" for picked sentences. By
             default Gemini where it is configured, else sentences are picked.
@@ -90,7 +94,13 @@ def open_memory(
         FolderInUse: Another process has it open.
         ModelMismatch: It was indexed with another embedding model.
     """
-    parts: dict[str, Any] = {"summarizer": summarizer, "token_counter": token_counter, "policy": policy, "clock": clock}
+    parts: dict[str, Any] = {
+        "reranker": reranker,
+        "summarizer": summarizer,
+        "token_counter": token_counter,
+        "policy": policy,
+        "clock": clock,
+    }
     if isinstance(embedder, str):
         options["embedder"] = {"model": embedder}
     elif isinstance(embedder, Mapping | Embedding):
@@ -140,6 +150,8 @@ def _check_parts(parts: Mapping[str, Any]) -> None:
         if part is not None and (isinstance(part, type) or not isinstance(part, kind)):
             members = ", ".join(sorted(m for m in (*vars(kind), *kind.__annotations__) if not m.startswith("_")))
             raise ConfigError(f"{name}= takes an object with {members}, not {brief(part)}")
+    if parts.get("reranker") is not None:
+        as_reranker(parts["reranker"])
     summarizer = parts.get("summarizer")
     if summarizer is not None and summarizer not in ("gemini", "extractive"):
         as_summarizer(summarizer)
@@ -155,7 +167,7 @@ def _check_parts(parts: Mapping[str, Any]) -> None:
 async def aopen_memory(
     path_or_settings: str | os.PathLike[str] | Settings | None = None, **parts_and_options: Any
 ) -> Memory:
-    """Async twin of `open_memory`: returns with the embedding model loaded, so that no later call stalls the loop."""
+    """Async twin of `open_memory`: returns with the models of search loaded, so that no later call stalls the loop."""
     import asyncio
 
     memory = await asyncio.to_thread(open_memory, path_or_settings, **parts_and_options)
@@ -232,6 +244,7 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
             policy=given["policy"] or AllowOwn(),
             clock=given["clock"] or _utc_now,
             residents=Residents(ledger, max_bytes=_RESIDENT_BYTES),
+            reranker=None if given["reranker"] is None else as_reranker(given["reranker"]),
         )
     except BaseException:
         for part in (store, ledger):

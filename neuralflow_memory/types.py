@@ -183,7 +183,7 @@ class Entry:
         key: Opaque, bound to its scope; addresses this entry from any session of the same user.
         seq: Order within the session, from 1, without gaps.
         created_at: When it was said (may be backdated). `written_at`: when it was stored.
-        importance: 0..1.
+        importance: 0..1, what it is worth keeping: by its text when it was written, or as it was set.
         version: From 1, one more with every change.
         provenance: Where it came from: "said" (a turn), "told" (`remember`), "derived" (made from other entries).
         trust: 0..1, inherited from the sources of a derived entry.

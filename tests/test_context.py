@@ -286,3 +286,21 @@ def test_a_summary_of_one_paragraph_is_shortened_and_not_dropped(opened):
         sent.append(summary.tokens)
     assert sent == sorted(sent, reverse=True)
     assert sent[0] > 4 * sent[-1]
+
+
+def test_a_brief_answer_is_quoted_with_what_it_answers(opened):
+    """Alone it would say nothing; where the question is quoted too, it stands once."""
+    memory = opened(embedder="none", clock=ManualClock())
+    old = memory.session("old", user_id="ada")
+    old.add([Message("assistant", "Which colour shall it have, then?"), Message("user", "Pale blue wall.")])
+    old.add([f"And then there is point {n}, of which we spoke before." for n in range(6)])
+    chat = memory.session("new", user_id="ada")
+    chat.add("What wall was pale?")
+    (block,) = [m.text for m in chat.context(max_tokens=2000).messages if m.metadata]
+    day = memory._core.parts.clock.now.strftime("%Y-%m-%d")
+    assert f"- [{day}] assistant: Which colour shall it have, then? / user: Pale blue wall." in block
+    chat.add(Message("assistant", "Pale blue."))
+    chat.add("Which colour shall the wall have, then?")
+    (block,) = [m.text for m in chat.context(max_tokens=2000).messages if m.metadata]
+    assert block.count("Which colour shall it have, then?") == 1
+    assert f"- [{day}] user: Pale blue wall." in block

@@ -18,7 +18,12 @@ def executed(path):
     """
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
-        notebook, timeout=240, kernel_name="python3", record_timing=False, resources={"metadata": {"path": path.parent}}
+        notebook,
+        timeout=240,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,  # how a cell's prints are cut into messages differs from run to run
+        resources={"metadata": {"path": path.parent}},
     )
     run = client.execute(env={name: value for name, value in os.environ.items() if name != "GOOGLE_API_KEY"})
     for output in outputs(run):

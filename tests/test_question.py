@@ -4,15 +4,15 @@ from datetime import UTC, date, datetime
 
 import pytest
 
-from neuralflow_memory.rules.question import understood
-from neuralflow_memory.rules.traits import QUESTION, TIMED, WISH, traits
+from neuralflow_memory.rules.question import aliases, understood
+from neuralflow_memory.rules.traits import QUESTION, TIMED, WISH, called, traits
 
 NOW = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)  # a Saturday
 PEOPLE = ("Caroline", "Melanie Smith")
 
 
 def asked(query, speakers=PEOPLE, known=()):
-    return understood(query, speakers=speakers, known=lambda word: word in known, now=NOW)
+    return understood(query, speakers={name: name for name in speakers}, known=lambda word: word in known, now=NOW)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,33 @@ def test_names_of_scripts_without_spaces():
     found = asked("小明什么时候搬家?", speakers=("小明", "Анна"))
     assert (found.speakers, found.text) == ({"小明"}, "什么时候搬家?")
     assert asked("Когда Анна переехала?", speakers=("小明", "Анна")).speakers == {"Анна"}
+
+
+def test_other_names_are_learned_from_how_people_speak():
+    """From greetings, for the one spoken to, and from introductions; not from words that are used otherwise, too."""
+    people = ("Joanna", "Nathaniel")
+    given = [("Joanna", "Nate"), ("Joanna", "Nate\nMan"), ("Nathaniel", "=Buddy\nJojo"), ("Nathaniel", "Man\nJojo")]
+    given += [("Joanna", "Great"), ("Joanna", "Great"), ("user", "Nate"), ("Joanna", "Once")]
+    found = aliases(given, people, count=lambda word: 40 if word == "Great" else 3)
+    assert found == {"Nate": "Nathaniel", "Jojo": "Joanna"}
+    assert aliases(given, (*people, "Max"), count=len) == {}
+    asked = understood("What did Nate cook?", speakers={**found, "Nathaniel": "Nathaniel"}, known=bool, now=NOW)
+    assert (asked.speakers, asked.text) == ({"Nathaniel"}, "What did cook?")
+
+
+@pytest.mark.parametrize(
+    ("text", "others", "own"),
+    [
+        ("Hey Jo, how are you?", (), ()),
+        ("Hey Joey, how are you?", ("Joey",), ()),
+        ("Thanks, Nate! Oh Nate.", ("Nate", "Nate"), ()),
+        ("I'm Max, call me Maxi.", (), ("Max", "Maxi")),
+        ("hey there", (), ()),
+    ],
+)
+def test_names_that_a_text_gives(text, others, own):
+    """A capital, and three letters at least."""
+    assert called(text) == (others, own)
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,23 @@ def test_the_named_speaker_comes_first(chat):
     assert "user" not in hits[0].signals, "people with names are no assistants"
 
 
+def test_a_speaker_is_known_by_a_nickname(opened):
+    """One that the other uses; it is learned from what is said, and read back with it."""
+    with opened(embedder="none") as memory:
+        chat = memory.session("chat", user_id="ada")
+        for n in range(2):
+            chat.add(
+                [Message("user", f"Hey Nate, news {n}?", name="Joanna"), Message("assistant", "No.", name="Nathaniel")]
+            )
+        chat.add([Message("user", "I cook soup and stew.", name="Joanna")])
+        chat.add([Message("assistant", "I cook rice, soup and beans.", name="Nathaniel")])
+        assert said(chat.search("What does Nate cook, soup?"))[0] == "I cook rice, soup and beans."
+    chat = opened(embedder="none").session("chat", user_id="ada")
+    hits = chat.search("What does Nate cook, soup?")
+    assert said(hits)[0] == "I cook rice, soup and beans."
+    assert hits[0].signals["speaker"] > 0
+
+
 def test_a_time_in_the_question_is_matched_with_when_it_was_said(chat):
     """By month, or counted back from now."""
     for month in (3, 7, 10):

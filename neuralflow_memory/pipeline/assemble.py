@@ -16,11 +16,11 @@ from typing import Literal
 from ..errors import BudgetError, InputError, brief
 from ..rules.budget import MOST_MARGIN, REPLY_OVERHEAD, Unit, items, message_tokens, opening, units
 from ..types import Candidate, Context, Entry, MemoryType, Message, Scope
-from .blocks import MOST_HITS, Blocks, Quote, line_of, quotes
+from .blocks import MOST_HITS, Blocks, Quote, brief_turns, line_of, quotes
 from .ingest import own_copy
 from .parts import Parts
 from .resident import Window
-from .search import LONGEST_QUERY, Conditions, ranked
+from .search import LONGEST_QUERY, Conditions, ranked, turns_before
 from .tasks import shown as shown_tasks
 
 _HITS_FROM = (MemoryType.SHORT_TERM, MemoryType.LONG_TERM, MemoryType.EPISODIC)
@@ -393,8 +393,10 @@ def _hits(
         return []
     own = frozenset(e.number for e in entries if e.role == "user" and e.content.strip() == query)
     conditions = Conditions(types=_HITS_FROM, besides=own, summaries=False)
-    found = ranked(parts, scope, query, principal=principal, conditions=conditions)
-    return quotes(parts, islice(found, MOST_HITS + len(entries)), query)
+    ranking = ranked(parts, scope, query, principal=principal, conditions=conditions)
+    found = list(islice(ranking, MOST_HITS + len(entries)))
+    before = turns_before(parts, scope, [n for n in brief_turns(found) if n not in own])
+    return quotes(parts, found, query, before=before)
 
 
 def _hits_once(

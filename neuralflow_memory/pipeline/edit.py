@@ -16,7 +16,7 @@ from ..rules.budget import items, units
 from ..rules.filters import parse
 from ..types import Entry, MemoryType, Message, Scope, microseconds, same_content, utc
 from .compact import OWN_METADATA
-from .ingest import Messages, checked, listed, own_copy, take, to_compact, turn
+from .ingest import Messages, checked, listed, own_copy, take, to_compact, turn, weighed
 from .parts import Parts, recorded
 from .search import checked_types
 
@@ -128,7 +128,10 @@ def count(
 
 
 def update(parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, principal: str | None) -> Entry:
-    """Write a new version of an entry; the host's own JSON of a turn goes when its content changes."""
+    """Write a new version of an entry; the host's own JSON of a turn goes when its content changes.
+
+    New content is weighed anew, unless its importance was set to something else than the old content's own.
+    """
     parts.authorize(principal, "write", scope)
     unknown = changes.keys() - _CHANGEABLE
     if unknown or not changes:
@@ -145,10 +148,12 @@ def update(parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, p
             new.update(content=message.text, blocks=blocks, payload=None, tokens=parts.count(message))
         if before.seq < 0 and "metadata" in new:
             new["metadata"] |= {k: v for k, v in before.metadata.items() if k in OWN_METADATA}
-        after = replace(before, **new, updated_at=parts.clock())
+        record = recorded(replace(before, **new, updated_at=parts.clock()))
+        if "content" in new and "importance" not in new and weighed(recorded(before)).entry == before:
+            record = weighed(record)
         summed = "content" in new and bool(_summed(parts, [before]))
         try:
-            record, session = parts.ledger.change(scope, recorded(after))
+            record, session = parts.ledger.change(scope, record)
             if resident.index is not None:
                 resident.index.put(record.feature(session=session))
             if before.scope.session_id is not None:

@@ -11,6 +11,7 @@ from uuid import uuid4
 from .._json import copied
 from ..errors import ConflictError, InputError, MessageError, brief
 from ..protocols import OnConflict, Record
+from ..rules.importance import worth_keeping
 from ..types import ROLES, Entry, MemoryType, Message, Scope, ToolCall, microseconds, utc
 from .parts import Parts, recorded
 from .resident import Window
@@ -89,7 +90,7 @@ def remember(
             "metadata": {} if metadata is None else metadata,
             "tags": tags,
             "category": category,
-            "importance": 0.5 if importance is None else importance,
+            **({} if importance is None else {"importance": importance}),
             "expires_at": expires_at,
         }
     )
@@ -109,12 +110,13 @@ def remember(
         **given,
         tokens=parts.counter.count(text),
     )
+    record = recorded(entry)
+    if importance is None:
+        record = weighed(record)
     resident = parts.resident(scope)
     with resident.lock:
         try:
-            done = parts.ledger.append(
-                scope, [recorded(entry)], on_conflict="raise", now=microseconds(now), knowledge=True
-            )
+            done = parts.ledger.append(scope, [record], on_conflict="raise", now=microseconds(now), knowledge=True)
             take(parts, scope, done.written, session=done.session)
         except BaseException:
             resident.forget()
@@ -169,7 +171,14 @@ def turn(parts: Parts, scope: Scope, message: Message, *, now: datetime) -> Reco
         metadata=message.metadata,
         tokens=parts.count(message),
     )
-    return recorded(entry)
+    return weighed(recorded(entry))
+
+
+def weighed(record: Record) -> Record:
+    """*record* with the importance that its own text gives it."""
+    entry = record.entry
+    worth = worth_keeping(entry.content, traits=record.traits, role=entry.role, name=entry.name)
+    return replace(record, entry=replace(entry, importance=worth))
 
 
 def take(parts: Parts, scope: Scope, written: Sequence[Record], *, session: int) -> None:
@@ -268,4 +277,5 @@ __all__ = [
     "take",
     "to_compact",
     "turn",
+    "weighed",
 ]

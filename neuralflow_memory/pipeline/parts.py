@@ -10,12 +10,23 @@ from functools import lru_cache, partial
 from weakref import WeakValueDictionary
 
 from ..config import Settings
-from ..protocols import AccessPolicy, Clock, Embedder, EntryStore, Floor, Ledger, Record, Summarizer, TokenCounter
+from ..protocols import (
+    AccessPolicy,
+    Clock,
+    Embedder,
+    EntryStore,
+    Floor,
+    Ledger,
+    Record,
+    Reranker,
+    Summarizer,
+    TokenCounter,
+)
 from ..rules.breaker import Breaker
 from ..rules.budget import margin, message_tokens
 from ..rules.excerpt import excerpt
 from ..rules.lexical import term_ids
-from ..rules.traits import traits
+from ..rules.traits import called, traits
 from ..security.access import authorize
 from ..types import Entry, Message, Scope
 from .resident import Resident, Residents, Window
@@ -51,6 +62,7 @@ class Parts:
     policy: AccessPolicy
     clock: Clock
     residents: Residents
+    reranker: Reranker | None = None
     changed: Callable[[], None] = lambda: None
     full: Callable[[Scope], None] = lambda _: None
     embedding: threading.Lock = field(default_factory=threading.Lock)
@@ -113,7 +125,9 @@ class Parts:
 def recorded(entry: Entry) -> Record:
     """*entry* with what search needs of it."""
     text = entry.content
-    return Record(entry, len(text.split()), traits(text), term_ids(text).astype("<u4").tobytes())
+    others, own = called(text)
+    names = "\n".join((*others, *(f"={name}" for name in own))) if entry.name else ""
+    return Record(entry, len(text.split()), traits(text), names or None, term_ids(text).astype("<u4").tobytes())
 
 
 __all__ = ["Parts", "recorded"]

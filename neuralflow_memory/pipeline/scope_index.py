@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..protocols import Feature
 from ..rules.lexical import term_ids
 from ..rules.postings import Postings
-from ..rules.question import USERS
+from ..rules.question import aliases, is_user
 from ..types import TYPE_NUMBER, MemoryType
 
 _FOREVER = np.iinfo(np.int64).max
@@ -29,7 +29,9 @@ class ScopeIndex:
     Attributes (each of shape (rows,) unless said):
         number, session, seq, created, expires: int64. `created` and `expires` in microseconds.
         kind: int8, the entry's type by number. speaker, agent: object arrays. words: int32. importance: float32.
-        traits: uint8 (`rules.traits`). user: bool, a user said it who has no name. before, after: rows of the neighbouring turns, or -1. labels: how many entries each speaker has.
+        traits: uint8 (`rules.traits`). called: object array, the names that it gives (`protocols.Record`). user: bool, a user
+        said it who has no name. before, after: rows of the neighbouring turns, or -1.
+        labels: how many entries each speaker has.
         alive: bool. vectors: float32 of shape (rows, dimensions), zero where `embedded` is False.
         postings: the full text; a turn's document opens with the last terms of the turn before it, so that a short
             answer is found by the words of its question.
@@ -47,6 +49,7 @@ class ScopeIndex:
         ("importance", np.float32),
         ("words", np.int32),
         ("traits", np.uint8),
+        ("called", object),
         ("before", np.int64),
         ("after", np.int64),
         ("alive", np.bool_),
@@ -65,6 +68,7 @@ class ScopeIndex:
     importance: npt.NDArray[np.float32]
     words: npt.NDArray[np.int32]
     traits: npt.NDArray[np.uint8]
+    called: npt.NDArray[Any]
     before: npt.NDArray[np.int64]
     after: npt.NDArray[np.int64]
     alive: npt.NDArray[np.bool_]
@@ -87,7 +91,7 @@ class ScopeIndex:
                 values = [_FOREVER if v is None else v for v in column] if name == "expires" else column
                 getattr(self, f"_{name}")[: self.rows] = values
             self._alive[: self.rows] = True
-            self._user[: self.rows] = [label in USERS for label in columns[4]]
+            self._user[: self.rows] = [is_user(label) for label in columns[4]]
         self.labels: Counter[str | None] = Counter(f[4] for f in features)
         self._moved: set[int] = set(range(self.rows))
         """Rows whose `norm` is to be computed anew."""
@@ -156,7 +160,7 @@ class ScopeIndex:
         for (name, _), value in zip(self._ARRAYS, values, strict=False):
             getattr(self, f"_{name}")[row] = value
         self._alive[row], self._embedded[row] = True, False
-        self._user[row] = self._speaker[row] in USERS
+        self._user[row] = is_user(self._speaker[row])
         self._said_by(row, 1)
         if row == self.rows:
             self.rows += 1
@@ -219,9 +223,22 @@ class ScopeIndex:
         if not self.labels[label]:
             del self.labels[label]
 
+    def names(self) -> dict[str, str]:
+        """Speakers by what they are called: by their labels, and by other names that are used for them."""
+        labels = {label: label for label in self.labels if label}
+        return {**aliases(self._given(), labels, count=self.count), **labels}
+
+    def _given(self) -> Iterator[tuple[str | None, str]]:
+        for row in np.flatnonzero(self.called != None):  # noqa: E711 - element by element
+            yield self._speaker[row], self._called[row]
+
+    def count(self, word: str) -> int:
+        """How many entries hold *word*, or another form of it."""
+        return int(np.count_nonzero(self.postings.bm25(term_ids(word))))
+
     def knows(self, word: str) -> bool:
         """Whether any entry holds *word*, or another form of it."""
-        return bool(self.postings.bm25(term_ids(word)).any())
+        return self.count(word) > 0
 
     def neighbours(self, reach: int) -> list[npt.NDArray[np.int64]]:
         """Rows of the turns before and after each row, the nearest first, up to *reach* on each side; -1 for none."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from ..errors import ClosedError, EmbeddingError, QueryError, ScopeError, brief
 from ..rules import ranking
-from ..rules.filters import parse
+from ..rules.filters import Filter, parse
 from ..rules.lexical import term_ids
 from ..rules.question import ROLES, Question, understood
 from ..rules.traits import QUESTION, TIMED, WISH
 from ..rules.vectors import unit_rows
-from ..types import TYPE_NUMBER, TYPES, Hit, MemoryType, Scope, microseconds, utc
+from ..types import TYPE_NUMBER, TYPES, Entry, Hit, MemoryType, Scope, microseconds, utc
 from .index import embed_now
 from .parts import Parts
 from .resident import Resident
@@ -32,6 +32,7 @@ Row = npt.NDArray[np.bool_]
 
 LONGEST_QUERY = 10_000  # characters; an embedder reads the first few hundred words anyway
 MOST_IN_RAM = 50_000  # entries; above, the vector index answers for the dense part
+RERANKED = 50  # candidates that a reranker reads
 _EPISODIC = TYPE_NUMBER[MemoryType.EPISODIC]
 _AT_FIRST = 64  # hits that are read at once, at most
 _AROUND = 4  # turns on each side whose words stand around one
@@ -93,7 +94,7 @@ def ranked(
     if not rows:
         return
     with resident.lock:
-        asked = understood(query, speakers=[s for s in index.labels if s], known=index.knows, now=parts.clock())
+        asked = understood(query, speakers=index.names(), known=index.knows, now=parts.clock())
     question = _question(parts, scope, asked.text, model=model, pending=pending)
     near: dict[int, float] | None = None
     if rows > MOST_IN_RAM:
@@ -109,20 +110,62 @@ def ranked(
         counted[[index.row_of[number] for number in conditions.besides if number in index.row_of]] = False
         allowed &= counted
         signals, relevant = _signals(index, asked, question, near, counted)
+        signals |= _standing_alone(index, parts)
         parts_of_score = ranking.weighted(signals, parts.settings.ranking)
         scores: ranking.Scores = np.sum(list(parts_of_score.values()), axis=0, dtype=np.float32)
         allowed &= relevant
         numbers = index.number.copy()
-    for top in _tops(scores, allowed, first=min(expected, _AT_FIRST)):
+    reranks = parts.reranker is not None and parts.settings.ranking.rerank > 0
+    tops = _tops(scores, allowed, first=_AT_FIRST if reranks else min(expected, _AT_FIRST))
+    found = _read(parts, scope, tops, numbers, condition)
+    first = list(islice(found, RERANKED)) if reranks else []
+    relevance = _relevance(parts, query, [entry for _, entry in first])
+    if relevance is not None:
+        kept, added = ranking.shares(parts_of_score, "rerank", parts.settings.ranking)
+        reranked = np.zeros(len(scores), np.float32)  # which leaves the others behind, as they were
+        reranked[[row for row, _ in first]] = added * relevance
+        parts_of_score = {name: kept * values for name, values in parts_of_score.items()} | {"rerank": reranked}
+        scores = kept * scores + reranked
+        first.sort(key=lambda candidate: -scores[candidate[0]])
+    for row, entry in chain(first, found):
+        yield Hit(
+            entry,
+            float(min(1.0, scores[row])),
+            {name: round(float(values[row]), 4) for name, values in parts_of_score.items()},
+        )
+
+
+def _read(
+    parts: Parts,
+    scope: Scope,
+    tops: Iterable[npt.NDArray[np.int64]],
+    numbers: npt.NDArray[np.int64],
+    condition: Filter | None,
+) -> Iterator[tuple[int, Entry]]:
+    """Rows of the ranking with their entries, those that fulfil *condition*."""
+    for top in tops:
         found = parts.ledger.by_numbers(scope, numbers[top].tolist())
-        for row in top:
+        for row in top.tolist():
             entry = found.get(int(numbers[row]))
             if entry is not None and (condition is None or condition.matches(entry)):
-                yield Hit(
-                    entry,
-                    float(min(1.0, scores[row])),
-                    {name: round(float(values[row]), 4) for name, values in parts_of_score.items()},
-                )
+                yield row, entry
+
+
+def _relevance(parts: Parts, query: str, entries: Sequence[Entry]) -> ranking.Scores | None:
+    """How sure the reranker is of each of *entries*, 0..1. None where there is nothing to ask, and if that fails."""
+    if parts.reranker is None or not entries:
+        return None
+    texts = [f"{e.name}: {e.content}" if e.name else e.content for e in entries]  # the question may name who said it
+    relevance: ranking.Scores | None = None
+    with _tolerated(parts, "ranking without the reranker", count="search_without_reranker"):
+        given = np.asarray(parts.reranker.rerank(query, texts), np.float64)
+        if given.shape != (len(texts),) or not np.isfinite(given).all():
+            raise ValueError(
+                f"it returned an array of shape {given.shape} for {len(texts)} texts, or one that is not finite; it must "
+                "return one finite number per text"
+            )
+        relevance = ranking.outstanding(given)
+    return relevance  # noqa: RET504 - None where the block above was left by an error
 
 
 def _tops(scores: ranking.Scores, allowed: Row, *, first: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -156,6 +199,17 @@ def _model(parts: Parts) -> tuple[int, int] | None:
 def index_of(parts: Parts, resident: Resident) -> ScopeIndex:
     """What search reads of the resident's owner; hold its lock."""
     return resident.load(_model(parts), most_vectors=MOST_IN_RAM)
+
+
+def turns_before(parts: Parts, scope: Scope, numbers: Sequence[int]) -> dict[int, Entry]:
+    """The turns that come before those of *numbers*, in their sessions, by the number of the later one."""
+    resident = parts.resident(scope)
+    with resident.lock:
+        index = index_of(parts, resident)
+        rows = {n: int(index.before[index.row_of[n]]) for n in numbers if n in index.row_of}
+        earlier = {n: int(index.number[row]) for n, row in rows.items() if row >= 0}
+    found = parts.ledger.by_numbers(scope, list(earlier.values())) if earlier else {}
+    return {n: found[other] for n, other in earlier.items() if other in found}
 
 
 def checked_types(types: Iterable[MemoryType] | None) -> list[MemoryType] | None:
@@ -224,14 +278,14 @@ def _question(
 
 
 @contextmanager
-def _tolerated(parts: Parts, consequence: str) -> Iterator[None]:
-    """Turn what an embedder or an index raises into a warning: the words still answer."""
+def _tolerated(parts: Parts, consequence: str, *, count: str = "search_without_vectors") -> Iterator[None]:
+    """Turn what an embedder, an index or a reranker raises into a warning, and *count* it: the rest still answers."""
     try:
         yield
     except ClosedError:
         raise
     except Exception as error:
-        parts.tally["search_without_vectors"] += 1
+        parts.tally[count] += 1
         parts.trouble = f"search: {type(error).__name__}: {error}"
         warnings.warn(f"{consequence}: {error}", RuntimeWarning, stacklevel=4)
 
@@ -299,6 +353,16 @@ def _structure(index: ScopeIndex, asked: Question) -> dict[str, ranking.Scores]:
     return found
 
 
+def _standing_alone(index: ScopeIndex, parts: Parts) -> dict[str, ranking.Scores]:
+    """The signals that don't depend on the question; those that count anything."""
+    weights, found = parts.settings.ranking, {}
+    if weights.importance:
+        found["importance"] = index.importance
+    if weights.recency:
+        found["recency"] = ranking.recency(index.created, now=microseconds(parts.clock()))
+    return found
+
+
 def _fitting(index: ScopeIndex, asked: Question) -> Row:
     """Rows of a day that the question may mean."""
     days, which = np.unique(index.created // _DAY, return_inverse=True)
@@ -306,4 +370,4 @@ def _fitting(index: ScopeIndex, asked: Question) -> Row:
     return np.array(fits, np.bool_)[which]
 
 
-__all__ = ["Conditions", "Within", "checked_types", "index_of", "ranked", "search"]
+__all__ = ["Conditions", "Within", "checked_types", "index_of", "ranked", "search", "turns_before"]

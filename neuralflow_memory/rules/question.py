@@ -7,7 +7,8 @@ are English; what they find is missing in other languages, and nothing else depe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from difflib import SequenceMatcher
@@ -16,7 +17,7 @@ from .sentences import MONTHS
 
 ROLES = frozenset({"user", "human", "assistant", "ai", "bot", "system", "developer", "tool", "function"})
 """What speakers are called in a chat with an assistant, where nobody has a name."""
-USERS = frozenset({"user", "human"})
+_USERS = frozenset({"user", "human"})
 
 _ASKS = re.compile(
     r"[?？؟]|^\W*(?:what|who|whom|whose|when|where|which|why|how|did|do|does|is|are|was|were|can|could|has|have|had"
@@ -52,6 +53,9 @@ _LENGTHS = {"day": 1, "week": 7, "month": 30, "year": 365}
 _NEAR = 3  # days by which people misremember a date
 _ALIKE = 0.7  # difflib ratio from which a word may be a misspelt name
 _SHORTEST_NICKNAME = 3
+_TWO = 2  # speakers, of whom one is spoken to when the other speaks
+_LEAST_USES = 2
+_RARE = 4  # times as often as a name, a word may occur
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +100,17 @@ class Question:
     asks_assistant: bool = False
 
 
-def understood(query: str, *, speakers: Collection[str], known: Callable[[str], bool], now: datetime) -> Question:
+def understood(query: str, *, speakers: Mapping[str, str], known: Callable[[str], bool], now: datetime) -> Question:
     """What *query* asks for.
 
     Args:
         query: As the user put it.
-        speakers: Who speaks in the chats that are searched.
+        speakers: Who speaks in the chats that are searched: their labels by what they are called, label itself included.
         known: Whether a word occurs in them; what does not may be a misspelt name.
         now: When it is asked, for "last week".
     """
-    text, named = _without_names(query, [s for s in speakers if s.lower() not in ROLES], known)
+    people = {name: label for name, label in speakers.items() if label.lower() not in ROLES}
+    text, named = _without_names(query, people, known)
     return Question(
         text,
         named,
@@ -116,19 +121,54 @@ def understood(query: str, *, speakers: Collection[str], known: Callable[[str], 
     )
 
 
-def _without_names(query: str, speakers: Collection[str], known: Callable[[str], bool]) -> tuple[str, frozenset[str]]:
+def is_user(label: str | None) -> bool:
+    """Whether a speaker is a user who has no name."""
+    return label is not None and label.lower() in _USERS
+
+
+def aliases(
+    given: Iterable[tuple[str | None, str]], labels: Collection[str], *, count: Callable[[str], int]
+) -> dict[str, str]:
+    """Other names of the two speakers of a chat, by which they call each other or themselves.
+
+    A word is one if it is used so at least twice, in a quarter of its uses or more, and twice as often for one as for the other.
+
+    Args:
+        given: Who said it, and the names that were given (`protocols.Record.called`).
+        labels: Who speaks; of more than two nobody knows who is spoken to.
+        count: How many entries hold a word.
+    """
+    people = [label for label in labels if label.lower() not in ROLES]
+    if len(people) != _TWO:
+        return {}
+    uses: Counter[tuple[str, str]] = Counter()
+    for label, names in given:
+        if label not in people:
+            continue
+        other = people[1 - people.index(label)]
+        for name in names.splitlines():
+            uses[(name.removeprefix("="), label if name.startswith("=") else other)] += 1
+    found: dict[str, str] = {}
+    for (name, label), times in uses.items():
+        rival = uses[(name, people[1 - people.index(label)])]
+        if times >= _LEAST_USES and times >= 2 * rival and _RARE * times >= count(name):
+            found[name] = label
+    return found
+
+
+def _without_names(query: str, speakers: Mapping[str, str], known: Callable[[str], bool]) -> tuple[str, frozenset[str]]:
     named: set[str] = set()
     text = query
-    for name in speakers:
+    for name, label in speakers.items():
         if len(name) > 1 and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE):
-            named.add(name)
+            named.add(label)
             text = re.sub(rf"(?<!\w){re.escape(name)}(?:['’]s?)?(?!\w)", " ", text, flags=re.IGNORECASE)
         elif not name.isascii() and len(name) > 1 and name in text:  # words stand side by side
-            named.add(name)
+            named.add(label)
             text = text.replace(name, " ")
     for word in set(_WORD.findall(text)):
         bare = _POSSESSIVE.sub("", word)
-        meant = {name for name in speakers if _means(bare, name.split()[0] if name.split() else name, known)}
+        meant = {label for name, label in speakers.items() if _means(bare, (name.split() or [name])[0], known)}
         if meant:
             named |= meant
             text = re.sub(rf"(?<!\w){re.escape(word)}(?:['’]s?)?(?!\w)", " ", text)
@@ -192,4 +232,4 @@ def _span(today: date, first: int, last: int) -> Time:
         return Time(start=date.min, end=date.min)
 
 
-__all__ = ["ROLES", "USERS", "Question", "Time", "understood"]
+__all__ = ["ROLES", "Question", "Time", "aliases", "is_user", "understood"]

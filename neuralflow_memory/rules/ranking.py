@@ -9,12 +9,15 @@
 - date: it was said at a time that the question names.
 - time: it says when or how long, and the question asks for that.
 - wish: in a chat with an assistant, the user says how it is to behave, or what the user prefers.
+- importance: that of the entry (`rules.importance`, or what it was set to).
+- recency: see below.
+- rerank: how far a reranker's opinion of the entry is above the average of the candidates that it was shown.
 - length, statement: see below; statement counts for questions only, as who quotes a sentence may look for a question.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import NormalDist
 from typing import Any
 
@@ -26,6 +29,8 @@ from ..config import Ranking
 Scores = npt.NDArray[np.float32]
 _SATURATED = np.log(21)  # twenty words say as much as they can by their number
 _FALLING = 0.75
+_HALF_LIFE = 30 * 86_400e6  # microseconds after which what was said counts half as recent
+_SURE, _STEEP = 1.0, 2.0  # standard deviations above the mean that count as 0.5; how fast it goes on from there
 _MOST = 6.0  # standard deviations above the mean that count as 1
 # What cosines of unrelated texts look like, and how many entries that is worth: in a scope of few entries their own mean and
 # deviation say nothing.
@@ -39,6 +44,27 @@ def weighted(signals: Mapping[str, Scores], weights: Ranking) -> dict[str, Score
     """
     total = sum(getattr(weights, name) for name in signals) or 1.0
     return {name: np.float32(getattr(weights, name) / total) * values for name, values in signals.items()}
+
+
+def shares(signals: Iterable[str], later: str, weights: Ranking) -> tuple[np.float32, np.float32]:
+    """What a score of *signals* keeps, and what a signal that comes *later* has, when the two are added; together 1."""
+    before, weight = sum(getattr(weights, name) for name in signals), getattr(weights, later)
+    share = weight / (before + weight or 1.0)
+    return np.float32(1.0 - share), np.float32(share)
+
+
+def outstanding(opinions: npt.NDArray[np.float64]) -> Scores:
+    """How far each of a reranker's *opinions*, on whatever scale, stands out: a logistic curve over standard deviations.
+
+    Few of the candidates answer a question, so the average one counts little (0.12), one that is a deviation better 0.5, two
+    0.88. An outlier does not flatten the differences of the others to nothing, as it would if the best were 1 and the worst 0;
+    and among two or three candidates none stands out much.
+    """
+    scaled = opinions / (np.abs(opinions).max() or 1.0)
+    deviation = scaled.std()
+    above = (scaled - scaled.mean()) / deviation if deviation > 1e-6 else np.zeros_like(scaled)  # noise is no opinion
+    share: Scores = (1.0 / (1.0 + np.exp(_STEEP * (_SURE - above)))).astype(np.float32)
+    return share
 
 
 def relative(scores: Scores) -> Scores:
@@ -85,6 +111,12 @@ def statement(question: npt.NDArray[np.bool_], words: npt.NDArray[Any]) -> Score
     return (1.0 - question * np.clip(1.0 - (words - 10) / 30, 0.0, 1.0)).astype(np.float32)
 
 
+def recency(created: npt.NDArray[np.int64], *, now: int) -> Scores:
+    """How lately each was said, by times in microseconds: 1 now and later, and half of it with every 30 days before."""
+    age = np.maximum(now - created, 0)
+    return np.exp2(-age / _HALF_LIFE).astype(np.float32)
+
+
 def best(scores: Scores, allowed: npt.NDArray[np.bool_], *, k: int) -> npt.NDArray[np.int64]:
     """Rows of the *k* best allowed scores, best first; of equal ones the earlier row."""
     rows = np.flatnonzero(allowed)
@@ -94,4 +126,16 @@ def best(scores: Scores, allowed: npt.NDArray[np.bool_], *, k: int) -> npt.NDArr
     return rows[np.argsort(-scores[rows], kind="stable")][:k]
 
 
-__all__ = ["average", "average_behind", "best", "length", "relative", "standing", "statement", "weighted"]
+__all__ = [
+    "average",
+    "average_behind",
+    "best",
+    "length",
+    "outstanding",
+    "recency",
+    "relative",
+    "shares",
+    "standing",
+    "statement",
+    "weighted",
+]

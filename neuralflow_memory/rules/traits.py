@@ -9,7 +9,7 @@ import re
 
 from .sentences import MONTHS, WEEKDAYS
 
-VERSION = 1
+VERSION = 2
 """Of the rules in this file: what was noted by another version is noted anew."""
 
 QUESTION = 1
@@ -36,10 +36,22 @@ _WISHES = re.compile(
 )
 
 
+_GREETED = re.compile(
+    r"\b(?:[Hh]ey|[Hh]i|[Hh]ello|[Tt]hanks|[Tt]hank you|[Mm]orning|[Nn]ight|[Bb]ye|[Cc]ongrats|[Ss]orry|[Ww]ow|[Oo]h|[Yy]es|[Nn]o"
+    r"|[Yy]eah|[Oo]k|[Oo]kay|[Ll]ol|[Hh]aha)[,!]? ([A-Z][a-z]{2,})\b"
+)
+_INTRODUCED = re.compile(r"\b(?:[Mm]y name is|I['’]m|I am|[Cc]all me|[Tt]his is) ([A-Z][a-z]{2,})\b")
+
+
+def called(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names that the speaker gives: to the one spoken to, as in a greeting, and to themself. Some are none, and mere words."""
+    return tuple(_GREETED.findall(text)), tuple(_INTRODUCED.findall(text))
+
+
 def traits(text: str) -> int:
     """The traits of *text*, as a sum."""
     asks = text.rstrip().endswith(("?", "？", "؟"))
     return QUESTION * asks | TIMED * bool(_TIME.search(text)) | WISH * bool(_WISHES.search(text))
 
 
-__all__ = ["QUESTION", "TIMED", "VERSION", "WISH", "traits"]
+__all__ = ["QUESTION", "TIMED", "VERSION", "WISH", "called", "traits"]

@@ -12,11 +12,12 @@ from collections.abc import Iterable
 from ...protocols import Feature
 from .schema import OWNER_SHIFT
 
+_COLUMNS = "no, session, seq, type, speaker, agent_id, created_at, expires_at, importance, words, traits, called, terms"
 _PUT = (
-    "INSERT INTO features VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (no) DO UPDATE SET "
+    f"INSERT INTO features ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (no) DO UPDATE SET "
     "speaker = excluded.speaker, agent_id = excluded.agent_id, created_at = excluded.created_at, "
     "expires_at = excluded.expires_at, importance = excluded.importance, words = excluded.words, "
-    "traits = excluded.traits, terms = excluded.terms"
+    "traits = excluded.traits, called = excluded.called, terms = excluded.terms"
 )
 
 
@@ -27,6 +28,6 @@ def put(db: sqlite3.Connection, features: Iterable[Feature]) -> None:
 def load(db: sqlite3.Connection, owner: int) -> list[Feature]:
     """All features of *owner*, in the order of their numbers."""
     return db.execute(
-        "SELECT * FROM features WHERE no >= ? AND no < ? ORDER BY no",
+        f"SELECT {_COLUMNS} FROM features WHERE no >= ? AND no < ? ORDER BY no",
         (owner << OWNER_SHIFT, (owner + 1) << OWNER_SHIFT),
     ).fetchall()

@@ -109,8 +109,9 @@ def _m003_values(db: sqlite3.Connection) -> None:
 
 
 def _m004_traits(db: sqlite3.Connection) -> None:
-    # More than whether it is a question; the rows are made anew by `retokenize`.
+    # More than whether it is a question, and the names by which speakers call each other; `retokenize` makes both anew.
     db.execute("ALTER TABLE features RENAME COLUMN question TO traits")
+    db.execute("ALTER TABLE features ADD COLUMN called TEXT")
 
 
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (

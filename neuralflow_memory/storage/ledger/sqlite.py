@@ -421,7 +421,9 @@ class SqliteLedger:
                 anyone = Scope(session_id="-")
                 for stored in db.execute(f"{entries.SELECT}").fetchall():
                     entry, _ = entries.entry_of(stored, scope=anyone)
-                    db.execute("UPDATE features SET terms = ? WHERE no = ?", (terms(entry).terms, entry.number))
+                    made = terms(entry)
+                    row = (made.terms, made.traits, made.called, entry.number)
+                    db.execute("UPDATE features SET terms = ?, traits = ?, called = ? WHERE no = ?", row)
             db.execute("INSERT OR REPLACE INTO meta VALUES ('lexical', ?)", (version,))
 
     # -- vectors and the dirty set
