@@ -108,7 +108,7 @@ async def test_set_keeps_what_is_equal_and_replaces_the_rest(store, memory):
     await store.set_messages("chat", msgs("older"), ARCHIVED)
     await store.set_messages("chat", [])
     assert await state(store) == {ACTIVE: [], ARCHIVED: ["older"], None: ["older"]}
-    assert session.search("three", k=1)[0].entry.content == "three"
+    assert "three" in [hit.entry.content for hit in session.search("three", k=3)]
 
 
 async def test_deleted_is_gone(store, memory):
