@@ -136,6 +136,9 @@ class Settings(_Section):
     )
     tokenizer: str = Field(default="cl100k_base", description="a tiktoken encoding, or 'approx'")
     user_id: str | None = Field(default=None, description="the user of sessions that name none")
+    ram_mb: int = Field(
+        default=200, ge=1, description="megabytes of RAM for what is kept of users: windows, and what search reads"
+    )
     budget: Budget = Budget()
     pruning: Pruning = Pruning()
     context: Prompt = Prompt()

@@ -38,7 +38,6 @@ LEDGER_FILE = "ledger.sqlite3"
 CHROMA_FOLDER = "chroma"
 _OURS = frozenset({LEDGER_FILE, LEDGER_FILE + "-wal", LEDGER_FILE + "-shm", CHROMA_FOLDER, "lock"})
 _PARTS = ("embedder", "reranker", "summarizer", "token_counter", "policy", "clock")
-_RESIDENT_BYTES = 128 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -243,7 +242,7 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
             floor=floor,
             policy=given["policy"] or AllowOwn(),
             clock=given["clock"] or _utc_now,
-            residents=Residents(ledger, max_bytes=_RESIDENT_BYTES),
+            residents=Residents(ledger, max_bytes=settings.ram_mb * 1024 * 1024),
             reranker=None if given["reranker"] is None else as_reranker(given["reranker"]),
         )
     except BaseException:

@@ -1,5 +1,6 @@
 """The indexer: poison, outages, other models, lost folders, no embedder; nothing is embedded twice, nothing is lost."""
 
+import random
 import shutil
 import threading
 import warnings
@@ -9,7 +10,7 @@ import pytest
 from conftest import CountingEmbedder, FailingEmbedder, found, index_keys, live_keys, rows, wait_until
 
 from neuralflow_memory import IndexingError, Message, ModelMismatch, open_memory
-from neuralflow_memory.pipeline import index, search
+from neuralflow_memory.pipeline import index
 from neuralflow_memory.testing import HashingEmbedder
 
 
@@ -446,34 +447,57 @@ def test_vectors_of_another_length_do_not_shape_a_lost_index(opened, folder):
     assert memory.stats()["vectors"] == 2
 
 
-@pytest.mark.parametrize("loaded", ["before", "after"])
-def test_beyond_what_ram_holds_the_vector_index_answers(opened, monkeypatch, loaded):
-    """The same best hit, with its vector's say, whether the user grew beyond the limit or was read in beyond it."""
-    memory = opened()
+def outgrown(opened, *, searched_before=False):
+    """A chat whose vectors have no room in RAM."""
+    memory = opened(embedder=HashingEmbedder(dimensions=1024), ram_mb=1)
     chat = memory.session("chat", user_id="ada")
-    chat.add([f"Turn {n} about {'tomatoes' if n % 2 else 'hotels'}" for n in range(30)])
     chat.add("Grandmother grows apricots in Lisbon")
+    if searched_before:
+        assert chat.search("apricots of a grandmother in Lisbon")[0].signals["near"] > 0
+        assert memory._core.parts.resident(chat.scope).index.holds_vectors
+    rng = random.Random(4)
+    words = [
+        "mother",
+        "grows",
+        "tomatoes",
+        "in",
+        "the",
+        "garden",
+        "of",
+        "a",
+        "house",
+        "near",
+        "Rome",
+        "and",
+        "we",
+        "ate",
+        "bread",
+        "with",
+        "them",
+        "there",
+    ]
+    chat.add([" ".join(rng.choices(words, k=8)) for _ in range(900)])
     memory.flush()
-    in_ram = chat.search("apricots of grandmother")[0]
-    if loaded == "after":
-        memory._core.parts.residents.forget()
-    monkeypatch.setattr(search, "MOST_IN_RAM", 20)
+    return memory, chat
+
+
+@pytest.mark.parametrize("searched_before", [True, False])
+def test_beyond_what_ram_holds_the_vector_index_answers(opened, monkeypatch, searched_before):
+    """The best hit has its vector's say, whether the user grew beyond the limit or was read in beyond it."""
+    memory, chat = outgrown(opened, searched_before=searched_before)
     asked = []
     query = memory._core.parts.store.query
     monkeypatch.setattr(memory._core.parts.store, "query", lambda *a, **k: asked.append(1) or query(*a, **k))
-    best = chat.search("apricots of grandmother")[0]
+    best = chat.search("apricots of a grandmother in Lisbon")[0]
     assert asked
-    assert best.entry == in_ram.entry
+    assert best.entry.content == "Grandmother grows apricots in Lisbon"
     assert best.signals["dense"] > 0
+    assert memory._core.parts.resident(chat.scope).index.nbytes < 1024 * 1024
 
 
 def test_a_vector_index_that_fails_leaves_the_words(opened, monkeypatch):
     """Search and context warn and answer; stats() say why; the next search asks it again."""
-    memory = opened()
-    chat = memory.session("chat", user_id="ada")
-    chat.add([*(f"Turn {n}" for n in range(30)), "Grandmother grows apricots"])
-    memory.flush()
-    monkeypatch.setattr(search, "MOST_IN_RAM", 20)
+    memory, chat = outgrown(opened)
     with monkeypatch.context() as down:
 
         def query(*_, **__):
@@ -482,12 +506,12 @@ def test_a_vector_index_that_fails_leaves_the_words(opened, monkeypatch):
         down.setattr(memory._core.parts.store, "query", query)
         with pytest.warns(RuntimeWarning, match="by words alone: no such collection"):
             hits = chat.search("apricots")
-        assert found(hits) == ["Grandmother grows apricots"]
+        assert found(hits)[0] == "Grandmother grows apricots in Lisbon"
         with pytest.warns(RuntimeWarning, match="no such collection"):
             assert "hit" in {c.part for c in chat.context("apricots").report}
         assert "no such collection" in memory.stats()["last_error"]
         assert memory.stats()["search_without_vectors"] == 2
-    assert chat.search("apricots")[0].signals["dense"] > 0
+    assert chat.search("apricots of a grandmother in Lisbon")[0].signals["dense"] > 0
 
 
 @pytest.mark.slow

@@ -270,29 +270,35 @@ def test_wrong_shapes_are_refused():
 # -- neighbours
 
 
-def naive_around(documents, neighbours, terms, alive):
-    """BM25 over what each document and its neighbours say together."""
+def naive_around(documents, neighbours, terms, alive, rows):
+    """BM25 over what each document and its neighbours say together, with a guess at how many of those have a common term."""
     joined = []
     for row in range(len(documents)):
-        rows = [row, *(int(there[row]) for there in neighbours if there[row] >= 0)]
-        joined.append([t for r in rows if alive[r] for t in documents[r]])
-    lengths = [len(d) for d, live in zip(joined, alive, strict=True) if live]
+        together = [row, *(int(there[row]) for there in neighbours if there[row] >= 0)]
+        joined.append([t for r in together if alive[r] for t in documents[r]])
+    lengths = [len(joined[row]) for row in rows if alive[row]]
+    number = int(sum(alive))
     scores = []
-    for document, live in zip(joined, alive, strict=True):
+    for document, live in ((joined[row], alive[row]) for row in rows):
         score = 0.0
         for term in set(terms):
             tf = document.count(term)
-            df = sum(term in d for d, there in zip(joined, alive, strict=True) if there)
+            df = sum(term in d for d, there in zip(documents, alive, strict=True) if there)
+            if df > len(rows):
+                df = number * (1 - (1 - df / number) ** (1 + len(neighbours)))
+            else:
+                df = sum(term in d for d, there in zip(joined, alive, strict=True) if there)
             if tf and live:
                 norm = 1.2 * (0.25 + 0.75 * len(document) / (sum(lengths) / len(lengths)))
-                score += math.log(1 + (len(lengths) - df + 0.5) / (df + 0.5)) * tf * 2.2 / (tf + norm)
+                score += math.log(1 + (number - df + 0.5) / (df + 0.5)) * tf * 2.2 / (tf + norm)
         scores.append(score)
     return scores
 
 
+@pytest.mark.parametrize("some", [40, 4], ids=["all", "some"])
 @pytest.mark.parametrize("late", [False, True], ids=["built", "appended"])
-def test_around_is_bm25_of_a_document_with_its_neighbours(late):
-    """Whether the documents were there at first or came later, and with some that don't count."""
+def test_around_is_bm25_of_a_document_with_its_neighbours(late, some):
+    """Whether the documents were there at first or came later, and with some that don't count; of all, or of a few."""
     rng = np.random.default_rng(5)
     documents = [rng.integers(1, 12, rng.integers(0, 9)).tolist() for _ in range(40)]
     index = Postings() if late else built(documents)
@@ -303,11 +309,16 @@ def test_around_is_bm25_of_a_document_with_its_neighbours(late):
     neighbours = [before, after]
     alive = rng.random(40) < 0.8
     terms = [1, 2, 3, 99]
-    found = index.around(terms, neighbours, alive=alive)
-    assert found.tolist() == pytest.approx(naive_around(documents, neighbours, terms, alive), rel=1e-4)
+    rows = np.arange(40)[-some:]
+
+    def beside(these):
+        return [np.where(these >= 0, there[these], -1) for there in neighbours]
+
+    found = index.around(terms, beside, rows, alive=alive)
+    assert found.tolist() == pytest.approx(naive_around(documents, neighbours, terms, alive, rows), rel=1e-4)
     everything = np.ones(40, bool)
-    assert index.around(terms, neighbours).tolist() == pytest.approx(
-        naive_around(documents, neighbours, terms, everything), rel=1e-4
+    assert index.around(terms, beside, rows).tolist() == pytest.approx(
+        naive_around(documents, neighbours, terms, everything, rows), rel=1e-4
     )
 
 
@@ -315,7 +326,7 @@ def test_around_takes_the_rarest_terms_of_a_long_query():
     """So that a pasted page costs no more than a question; what is rare says most."""
     documents = [[1000 + row, *range(60)] for row in range(8)]
     index = built(documents)
-    alone = np.full(8, -1)
-    scores = index.around([*range(60), 1003], [alone, alone])
+    rows = np.arange(8)
+    scores = index.around([*range(60), 1003], lambda _: [], rows)
     assert scores.argmax() == 3
-    assert index.around([777], [alone, alone]).tolist() == [0.0] * 8
+    assert index.around([777], lambda _: [], rows).tolist() == [0.0] * 8

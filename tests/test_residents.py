@@ -4,6 +4,7 @@ import random
 import threading
 from collections import Counter
 from dataclasses import fields
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import neuralflow_memory._failpoints as failpoints
 from neuralflow_memory import Message, ToolCall
 from neuralflow_memory.pipeline.parts import Parts
 from neuralflow_memory.pipeline.resident import Resident
-from neuralflow_memory.pipeline.search import MOST_IN_RAM, _model
+from neuralflow_memory.pipeline.search import _model
 from neuralflow_memory.rules.lexical import term_ids
 from neuralflow_memory.types import Scope
 
@@ -58,20 +59,19 @@ def shown(index, *, vectors):
     """Everything that search reads of the entries that are alive, by number; scores with the neighbours as well."""
     terms = term_ids(" ".join(WORDS))
     alone = index.postings.bm25(terms)
-    around = index.postings.around(terms, index.neighbours(4))
-    near = (
-        index.near(index.vectors[:, 0] * index.alive, counted=index.alive) if vectors and len(index.vectors) else alone
-    )
+    rows = np.arange(index.rows)
+    around = index.postings.around(terms, partial(index.neighbours, reach=4), rows)
+    known = index.vectors.of(rows) if vectors and index.vectors.dimensions else None
+    near = alone if known is None else index.near(rows, known[:, 0] * index.alive, counted=index.alive)
     found = {}
     for row in np.flatnonzero(index.alive).tolist():
         number = int(index.number[row])
-        assert index.row_of[number] == row
+        assert index.row(number) == row
         links = [int(index.number[r]) if r >= 0 else None for r in (index.before[row], index.after[row])]
-        vector = index.vectors[row].tolist() if vectors and index.embedded[row] else None
+        vector = known[row].tolist() if vectors and index.embedded[row] else None
         scores = [pytest.approx(float(s[row]), rel=1e-4, abs=1e-6) for s in (alone, around, near)]
         columns = [getattr(index, name)[row] for name in COLUMNS]
         found[number] = [*columns, links, index.postings.ids_of(row).tolist(), vector, scores]
-    assert len(index.row_of) == len(found), "rows of entries that are gone"
     assert index.labels == Counter(index.speaker[index.alive].tolist())
     return found
 
@@ -95,9 +95,9 @@ def agree(memory, chat, *, sessions, vectors=True):
     parts, scope = memory._core.parts, chat.scope
     held = parts.resident(scope)
     with held.lock:
-        fresh = Resident(Scope(scope.tenant, scope.user_id), parts.ledger)
+        fresh = Resident(Scope(scope.tenant, scope.user_id), parts.ledger, max_bytes=held._max_bytes)
         if held.index is not None:
-            loaded = fresh.load(_model(parts), most_vectors=MOST_IN_RAM)
+            loaded = fresh.load(_model(parts))
             assert shown(held.index, vectors=vectors) == shown(loaded, vectors=vectors)
         for name in sessions:
             if name in held._windows:
@@ -235,7 +235,8 @@ def index_is_that_of_the_ledger(chat):
     chat.search("Rome")
     agree(chat.memory, chat, sessions=["chat"])
     left = {e.number for e in chat.entries.list()}
-    assert set(chat.memory._core.parts.resident(chat.scope).index.row_of) == left
+    index = chat.memory._core.parts.resident(chat.scope).index
+    assert set(index.number[index.alive].tolist()) == left
     found = {h.entry.number for h in chat.search("Rome Redacted", k=50, types=["episodic"])}
     assert found <= left
 

@@ -82,7 +82,7 @@ def working(session):
         window, stored = parts.window(session.scope), parts.ledger.window(session.scope)
         with parts.ledger._db.read() as db:
             features = {n for (n,) in db.execute("SELECT no FROM features")}
-        assert resident.index is None or set(resident.index.row_of) <= features
+        assert resident.index is None or set(resident.index.number[resident.index.alive].tolist()) <= features
     if stored:
         assert window.session == stored.session
     assert {t.number: t for t in window.tasks} == {t.number: t for t in (stored.tasks if stored else [])}

@@ -409,9 +409,9 @@ def _hits_once(
         hits = _hits(parts, scope, None, entries, principal=principal)
         window.sent.hits = asked, [q for q in hits if q.relevant]
         return hits
-    found = {q.hit.entry.number: q for q in before[1]}
-    live = parts.ledger.by_numbers(scope, list(found)) if found else {}
-    return [q for n, q in found.items() if n in live and live[n].version == q.hit.entry.version]
+    shown = [(q, [e for e in (q.hit.entry, q.asked) if e is not None]) for q in before[1]]
+    live = parts.ledger.by_numbers(scope, list({e.number for _, own in shown for e in own})) if shown else {}
+    return [q for q, own in shown if all(e.number in live and live[e.number].version == e.version for e in own)]
 
 
 def _as_given(parts: Parts, entry: Entry, message: Message | None) -> Entry:

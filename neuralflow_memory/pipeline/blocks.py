@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -39,13 +39,18 @@ _LONGEST_QUOTE = 160  # tokens; of a longer hit, the sentences that say most abo
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """A hit as it would stand in a block. `relevant`: whether it has to do with the question; `cut`: it was shortened."""
+    """A hit as it would stand in a block.
+
+    `relevant`: whether it has to do with the question; `cut`: it was shortened; `asked`: the turn before it that stands in its
+    line as well.
+    """
 
     hit: Hit
     line: str
     cost: int
     relevant: bool
     cut: bool
+    asked: Entry | None = None
 
 
 @dataclass(slots=True)
@@ -142,6 +147,7 @@ class Blocks:
         """Take quotes, best first, while there is room, without the turns that are sent anyway (keys)."""
         limit = self.cost + room
         left = room - self.parts.count_again(f"\n\n{_HITS}\n") - MESSAGE_OVERHEAD
+        quotes = [self._alone(q) if q.asked is not None and q.asked.key in sent else q for q in quotes]
         for quote in quotes:
             fits = quote.cost <= left and len(self.quotes) < MOST_HITS
             if quote.relevant and fits and quote.hit.entry.key not in sent:
@@ -151,6 +157,10 @@ class Blocks:
             self.quotes.pop()
         taken = {q.hit.entry.key for q in self.quotes}
         self.report += [_reported(q, inside=q.hit.entry.key in taken, sent=sent) for q in quotes]
+
+    def _alone(self, quote: Quote) -> Quote:
+        line = line_of(quote.hit.entry)
+        return replace(quote, line=line, cost=self.tokens([line]), asked=None)
 
     def shrink(self) -> bool:
         """Give up a line of what matters least; False when nothing is left."""
@@ -220,14 +230,16 @@ def quotes(parts: Parts, hits: Iterable[Hit], query: str, *, before: Mapping[int
 
 def _quote(parts: Parts, hit: Hit, query: str, *, asked: Entry | None, quoted: Container[int]) -> Quote:
     line = line_of(hit.entry)
-    if asked is not None and asked.content.strip() and asked.number not in quoted:
+    if asked is not None and (asked.number in quoted or not asked.content.strip()):
+        asked = None
+    if asked is not None:
         line = line_of(hit.entry, before=line_of(asked, parts.excerpt(asked.content, query, _LONGEST_BEFORE)))
     cost = parts.count_again(line + "\n")
     cut = cost > _LONGEST_QUOTE
     if cut:
         line = line_of(hit.entry, parts.excerpt(hit.entry.content, query, _LONGEST_QUOTE))
         cost = parts.count_again(line + "\n")
-    return Quote(hit, line, cost, hit.entry.number in quoted, cut)
+    return Quote(hit, line, cost, hit.entry.number in quoted, cut, asked=None if cut else asked)
 
 
 def _reported(quote: Quote, *, inside: bool, sent: set[str]) -> Candidate:

@@ -432,8 +432,8 @@ def _reachable(parts: Parts, scope: Scope, facts: Sequence[Fact], folded: Sequen
         with resident.lock:  # each by itself, so that nobody waits for all
             index = index_of(parts, resident)
             scores = index.postings.bm25(term_ids(" ".join(sorted(fact.words))), alive=index.alive & (index.seq > 0))
-            row = index.row_of.get(folded[fact.row].number)
-            reached += bool(row is not None and scores[row] > 0 and (scores > scores[row]).sum() < _ENOUGH)
+            row = index.row(folded[fact.row].number)
+            reached += bool(row >= 0 and scores[row] > 0 and (scores > scores[row]).sum() < _ENOUGH)
     return reached
 
 

@@ -87,8 +87,9 @@ class Window:
 class Resident:
     """One owner's share of the RAM. Hold `lock` around any use of `index` and `window()`."""
 
-    def __init__(self, scope: Scope, ledger: Ledger) -> None:
+    def __init__(self, scope: Scope, ledger: Ledger, *, max_bytes: int) -> None:
         self.lock = threading.RLock()
+        self._max_bytes = max_bytes
         self._scope = scope
         self._ledger = ledger
         self._index: ScopeIndex | None = None
@@ -103,18 +104,13 @@ class Resident:
         """What search reads, if it has been loaded."""
         return self._index
 
-    def load(self, model: tuple[int, int] | None, *, most_vectors: int) -> ScopeIndex:
-        """What search reads; *model* is (number, dimensions) of the embedding model, if there is one.
-
-        Beyond *most_vectors* entries the vectors stay out of RAM: the vector index answers for them.
-        """
-        if self._index is None:
+    def load(self, model: tuple[int, int] | None) -> ScopeIndex:
+        """What search reads; *model* is (number, dimensions) of the embedding model, if there is one."""
+        if self._index is None or self._index.too_large:
             owner = self._ledger.owner(self._scope)
             features = [] if owner is None else self._ledger.features(owner)
-            in_ram = model is not None and len(features) <= most_vectors
-            dimensions = model[1] if model and in_ram else 0
-            index = ScopeIndex(features, dimensions=dimensions, vectors_in_ram=len(features) <= most_vectors)
-            if model is not None and owner is not None and in_ram:
+            index = ScopeIndex(features, dimensions=model[1] if model else 0, max_bytes=self._max_bytes)
+            if model is not None and owner is not None and index.holds_vectors:
                 index.embed((n, np.frombuffer(v, np.float32)) for n, v in self._ledger.vectors(owner, model[0]))
             self._index = index
         return self._index
@@ -191,7 +187,9 @@ class Residents:
         resident = self._all.get(scope.owner)
         if resident is None:
             tenant, user, session = scope.owner
-            resident = self._all[scope.owner] = Resident(Scope(tenant, user, session), self._ledger)
+            resident = self._all[scope.owner] = Resident(
+                Scope(tenant, user, session), self._ledger, max_bytes=self._max_bytes
+            )
         return resident
 
     def weigh(self, resident: Resident) -> None:

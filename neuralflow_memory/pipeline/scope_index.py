@@ -11,13 +11,17 @@ import numpy.typing as npt
 
 from ..protocols import Feature
 from ..rules.lexical import term_ids
+from ..rules.nearest import MOST_EXACT, Vectors, compressed_bytes
 from ..rules.postings import Postings
 from ..rules.question import aliases, is_user
 from ..types import TYPE_NUMBER, MemoryType
 
+Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
 _FOREVER = np.iinfo(np.int64).max
 _TURN = TYPE_NUMBER[MemoryType.SHORT_TERM]
-_REACH = 2  # turns on each side that `near` takes in
+REACH = 2  # turns on each side that `near` takes in
 _NEARER = 0.7  # what the next turn counts, and the one after it of that
 _AT_ONCE = 4096  # rows whose vectors are copied at a time
 _TAIL = 24  # terms of the turn before that a turn's document opens with: about its last 40 words
@@ -32,7 +36,8 @@ class ScopeIndex:
         traits: uint8 (`rules.traits`). called: object array, the names that it gives (`protocols.Record`). user: bool, a user
         said it who has no name. before, after: rows of the neighbouring turns, or -1.
         labels: how many entries each speaker has.
-        alive: bool. vectors: float32 of shape (rows, dimensions), zero where `embedded` is False.
+        alive: bool. vectors: with a row for each, and some room; zero where `embedded` is False. holds_vectors: whether they
+        are held at all; if not, the vector index is asked.
         postings: the full text; a turn's document opens with the last terms of the turn before it, so that a short
             answer is found by the words of its question.
     """
@@ -56,6 +61,7 @@ class ScopeIndex:
         ("embedded", np.bool_),
         ("user", np.bool_),
         ("norm", np.float32),
+        ("moved", np.bool_),
     )
     number: npt.NDArray[np.int64]
     session: npt.NDArray[np.int64]
@@ -75,26 +81,25 @@ class ScopeIndex:
     embedded: npt.NDArray[np.bool_]
     user: npt.NDArray[np.bool_]
     norm: npt.NDArray[np.float32]
+    moved: npt.NDArray[np.bool_]
+    """Whether `norm` is to be computed anew."""
 
-    def __init__(self, features: Sequence[Feature], *, dimensions: int, vectors_in_ram: bool = True) -> None:
+    def __init__(self, features: Sequence[Feature], *, dimensions: int, max_bytes: int) -> None:
+        """Take *features*, in the order of their numbers. What is held should not exceed *max_bytes*."""
         self.rows = len(features)
-        self._in_ram = vectors_in_ram
-        self.row_of: dict[int, int] = {f[0]: row for row, f in enumerate(features)}
+        self._max_bytes = max_bytes
         self._last: dict[int, int] = {}
         """The last turn's row of each session."""
         for name, dtype in self._ARRAYS:
             setattr(self, f"_{name}", np.zeros(max(64, self.rows), dtype))
-        self._vectors = np.zeros((max(64, self.rows) if dimensions else 0, dimensions), np.float32)
         if features:
             columns = list(zip(*features, strict=True))
             for (name, _), column in zip(self._ARRAYS, columns[:-1], strict=False):
                 values = [_FOREVER if v is None else v for v in column] if name == "expires" else column
                 getattr(self, f"_{name}")[: self.rows] = values
-            self._alive[: self.rows] = True
+            self._alive[: self.rows] = self._moved[: self.rows] = True
             self._user[: self.rows] = [is_user(label) for label in columns[4]]
         self.labels: Counter[str | None] = Counter(f[4] for f in features)
-        self._moved: set[int] = set(range(self.rows))
-        """Rows whose `norm` is to be computed anew."""
         own = [np.frombuffer(f[-1], "<u4") for f in features]
         self._own = [len(ids) for ids in own]
         """How many terms of each document are the entry's own."""
@@ -106,6 +111,18 @@ class ScopeIndex:
             np.concatenate(documents) if documents else np.zeros(0, np.uint32),
             np.array([len(d) for d in documents], np.int64),
         )
+        self.holds_vectors = True
+        self.vectors = Vectors()
+        if dimensions:
+            self._make_room_for_vectors(dimensions)
+
+    def _make_room_for_vectors(self, dimensions: int) -> None:
+        # Where there is not room enough for them compressed, they are left to the vector index.
+        room = len(self._number)
+        self.holds_vectors = self.nbytes + self.rows * compressed_bytes(dimensions) <= self._max_bytes
+        if self.holds_vectors:
+            most_exact = min(MOST_EXACT, self._max_bytes // (8 * dimensions))
+            self.vectors = Vectors(dimensions, rows=room, most_exact=most_exact)
 
     def _link(self, row: int) -> int:
         """Link a new row with the turn before it in its session; that row, or -1."""
@@ -135,23 +152,35 @@ class ScopeIndex:
         return getattr(self, f"_{name}")[: self.rows]
 
     @property
-    def vectors(self) -> npt.NDArray[np.float32]:
-        return self._vectors[: self.rows]
-
-    @property
     def pending(self) -> npt.NDArray[np.bool_]:
         """Entries with words whose vectors are not known yet; none where vectors are not held here."""
-        return self.alive & ~self.embedded & (self.words > 0) & self._in_ram
+        return self.alive & ~self.embedded & (self.words > 0) & self.holds_vectors
 
     @property
     def nbytes(self) -> int:
         own = sum(getattr(self, f"_{name}").nbytes for name, _ in self._ARRAYS)
-        return int(own + self._vectors.nbytes + self.postings.nbytes + 100 * len(self.row_of))
+        return int(own + self.vectors.nbytes + self.postings.nbytes + 8 * self.rows)
+
+    @property
+    def too_large(self) -> bool:
+        """Whether it has outgrown its bytes by its vectors, which the vector index can answer for."""
+        return self.holds_vectors and self.vectors.dimensions > 0 and self.nbytes > self._max_bytes
+
+    def row(self, number: int) -> int:
+        """The row of an entry that is alive, or -1."""
+        row = int(np.searchsorted(self.number, number))
+        return row if row < self.rows and self._number[row] == number and self._alive[row] else -1
 
     def put(self, feature: Feature) -> None:
         """Add an entry, or a new version of one (its vector is no longer known then)."""
         number, ids = feature[0], np.frombuffer(feature[-1], "<u4")
-        row = self.row_of.get(number, self.rows)
+        row = self.row(number)
+        if row < 0:
+            row = self.rows
+            if row and number <= self._number[row - 1]:
+                raise ValueError(
+                    f"entry {number} comes after {self._number[row - 1]}: what was dropped is to be read anew"
+                )
         if row == len(self._number):
             self._grow()
         if row < self.rows:
@@ -164,28 +193,26 @@ class ScopeIndex:
         self._said_by(row, 1)
         if row == self.rows:
             self.rows += 1
-            self.row_of[number] = row
             self._own.append(len(ids))
             self._link(row)
+            self._touch(row)
             self.postings.append(self._document(row, ids))
             return
         self._own[row] = len(ids)
         self.postings.replace(row, self._document(row, ids))
         self._refresh(int(self._after[row]))
-        if len(self._vectors):
-            self._vectors[row] = 0
+        self._forget_vector(row)
         self._touch(row)
 
     def drop(self, number: int) -> None:
         """Take an entry out; nothing of it is left in its neighbours."""
-        row = self.row_of.pop(number, None)
-        if row is None:
+        row = self.row(number)
+        if row < 0:
             return
         self._said_by(row, -1)
         self._touch(row)
         self._alive[row] = self._embedded[row] = False
-        if len(self._vectors):
-            self._vectors[row] = 0
+        self._forget_vector(row)
         before, after = int(self._before[row]), int(self._after[row])
         if before >= 0:
             self._after[before] = after
@@ -205,17 +232,21 @@ class ScopeIndex:
 
     def embed(self, vectors: Iterable[tuple[int, npt.NDArray[np.float32]]]) -> None:
         """Take vectors (number, unit vector) of entries that are still here."""
-        if not self._in_ram:
-            return
         for number, vector in vectors:
-            row = self.row_of.get(number)
-            if row is None or not self._alive[row]:
+            row = self.row(number)
+            if self.holds_vectors and not self.vectors.dimensions:
+                self._make_room_for_vectors(len(vector))
+            if not self.holds_vectors:
+                return
+            if row < 0:
                 continue
-            if not len(self._vectors):
-                self._vectors = np.zeros((len(self._number), len(vector)), np.float32)
-            self._vectors[row] = vector
+            self.vectors.put(row, vector)
             self._embedded[row] = True
             self._touch(row)
+
+    def _forget_vector(self, row: int) -> None:
+        if self.vectors.dimensions:
+            self.vectors.put(row, np.zeros(self.vectors.dimensions, np.float32))
 
     def _said_by(self, row: int, change: int) -> None:
         label = self._speaker[row]
@@ -240,63 +271,65 @@ class ScopeIndex:
         """Whether any entry holds *word*, or another form of it."""
         return self.count(word) > 0
 
-    def neighbours(self, reach: int) -> list[npt.NDArray[np.int64]]:
-        """Rows of the turns before and after each row, the nearest first, up to *reach* on each side; -1 for none."""
+    def neighbours(self, rows: Rows, *, reach: int) -> list[Rows]:
+        """The turns before and after each of *rows*, the nearest first, up to *reach* on each side; -1 for none."""
         steps = (self.before, self.after)
-        found: list[npt.NDArray[np.int64]] = list(steps)
+        found: list[Rows] = [step[rows] for step in steps]
         while len(found) < 2 * reach:
             there, step = found[-2], steps[len(found) % 2]
             found.append(np.where(there >= 0, step[there], -1))
         return found
 
-    def near(self, cosines: npt.NDArray[np.float32], *, counted: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-        """Cosines with each turn and its neighbours as one, a weighted sum of their vectors; without what is not *counted*.
+    def with_neighbours(self, rows: Rows, *, reach: int) -> Rows:
+        """*rows* and their neighbours, each once, in order."""
+        there = np.zeros(self.rows, np.bool_)
+        there[rows] = True
+        for beside in self.neighbours(rows, reach=reach):
+            there[beside[beside >= 0]] = True
+        return np.flatnonzero(there)
 
-        *cosines* are those of the entries themselves, 0 for what is not counted, so that no vector is read again but where one
-        has moved.
+    def near(self, rows: Rows, cosines: Floats, *, counted: npt.NDArray[np.bool_]) -> Floats:
+        """Cosines of *rows* with each turn and its neighbours as one, a weighted sum of vectors; without what is not *counted*.
+
+        *cosines*, of shape (all rows,), are those of the entries themselves, 0 for what is not counted, so that no vector is
+        read again but where one has moved; those of *rows* and their neighbours are needed.
         """
-        around = self.neighbours(_REACH)
-        if self._moved:
-            moved = np.fromiter(self._moved, np.int64, len(self._moved))
-            self._norm[moved] = self._norms(moved, around, self.alive)
-            self._moved.clear()
-        norms = self.norm
+        moved = rows[self.moved[rows]]
+        if len(moved):
+            self._norm[moved] = self._norms(moved, self.alive)
+            self._moved[moved] = False
+        norms = self.norm[rows]
         left_out = np.flatnonzero(self.alive & ~counted)
         if len(left_out):
-            beside = np.unique(np.concatenate([there[left_out] for there in around]))
-            beside = beside[beside >= 0]
-            norms = norms.copy()
-            norms[beside] = self._norms(beside, around, counted)
-        together = cosines.copy()
-        for n, there in enumerate(around):
-            has = there >= 0
-            together[has] += _share(n) * cosines[there[has]]
+            beside = np.isin(rows, self.with_neighbours(left_out, reach=REACH))
+            norms[beside] = self._norms(rows[beside], counted)
+        together = cosines[rows]
+        for n, there in enumerate(self.neighbours(rows, reach=REACH)):
+            together += np.where(there >= 0, _share(n) * cosines[there], np.float32(0.0))
         return np.divide(together, np.maximum(norms, 1e-6), out=together)
 
-    def _norms(
-        self, rows: npt.NDArray[np.int64], around: Sequence[npt.NDArray[np.int64]], counted: npt.NDArray[np.bool_]
-    ) -> npt.NDArray[np.float32]:
+    def _norms(self, rows: Rows, counted: npt.NDArray[np.bool_]) -> Floats:
         """Lengths of the weighted sums of the vectors of *rows* and their neighbours, of those that are *counted*."""
         norms = np.zeros(len(rows), np.float32)
         for start in range(0, len(rows), _AT_ONCE):
             some = rows[start : start + _AT_ONCE]
-            together = self.vectors[some] * counted[some, None]
-            for n, there in enumerate(around):
-                has = (there[some] >= 0) & counted[there[some]]
-                together[has] += _share(n) * self.vectors[there[some[has]]]
+            together = self.vectors.of(some) * counted[some, None]
+            for n, there in enumerate(self.neighbours(some, reach=REACH)):
+                has = (there >= 0) & counted[there]
+                together[has] += _share(n) * self.vectors.of(there[has])
             norms[start : start + len(some)] = np.linalg.norm(together, axis=1)
         return norms
 
     def _touch(self, row: int) -> None:
         """Note that a row's vector, or its place, has changed: its neighbours' norms do too."""
-        self._moved.add(row)
+        self._moved[row] = True
         for step in (self._before, self._after):
             there = row
-            for _ in range(_REACH):
+            for _ in range(REACH):
                 there = int(step[there])
                 if there < 0:
                     break
-                self._moved.add(there)
+                self._moved[there] = True
 
     def _grow(self) -> None:
         size = 2 * len(self._number)
@@ -305,10 +338,8 @@ class ScopeIndex:
             new = np.zeros(size, dtype)
             new[: self.rows] = old[: self.rows]
             setattr(self, f"_{name}", new)
-        if len(self._vectors):
-            vectors = np.zeros((size, self._vectors.shape[1]), np.float32)
-            vectors[: self.rows] = self._vectors[: self.rows]
-            self._vectors = vectors
+        if self.vectors.dimensions:
+            self.vectors.resize(size)
 
 
 def _share(place: int) -> np.float32:
@@ -316,4 +347,4 @@ def _share(place: int) -> np.float32:
     return np.float32(_NEARER ** (1 + place // 2))
 
 
-__all__ = ["ScopeIndex"]
+__all__ = ["REACH", "ScopeIndex"]

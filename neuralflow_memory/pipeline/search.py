@@ -1,14 +1,15 @@
-"""`search`: authorize, embed the question, score every entry of the scope, and walk down the ranking."""
+"""`search`: authorize, embed the question, let the entries of the scope be scored, and walk down the ranking."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
-from itertools import chain, islice
+from datetime import datetime
+from itertools import accumulate, chain, islice, repeat
+from operator import mul
 from typing import Any, Literal
 
 import numpy as np
@@ -17,27 +18,23 @@ import numpy.typing as npt
 from ..errors import ClosedError, EmbeddingError, QueryError, ScopeError, brief
 from ..rules import ranking
 from ..rules.filters import Filter, parse
-from ..rules.lexical import term_ids
-from ..rules.question import ROLES, Question, understood
-from ..rules.traits import QUESTION, TIMED, WISH
+from ..rules.question import understood
 from ..rules.vectors import unit_rows
 from ..types import TYPE_NUMBER, TYPES, Entry, Hit, MemoryType, Scope, microseconds, utc
 from .index import embed_now
 from .parts import Parts
 from .resident import Resident
 from .scope_index import ScopeIndex
+from .scoring import SEEDS, Compared, compared
 
 Within = Literal["user", "session", "agent"]
 Row = npt.NDArray[np.bool_]
 
 LONGEST_QUERY = 10_000  # characters; an embedder reads the first few hundred words anyway
-MOST_IN_RAM = 50_000  # entries; above, the vector index answers for the dense part
 RERANKED = 50  # candidates that a reranker reads
 _EPISODIC = TYPE_NUMBER[MemoryType.EPISODIC]
 _AT_FIRST = 64  # hits that are read at once, at most
-_AROUND = 4  # turns on each side whose words stand around one
-_DAY = 86_400_000_000  # microseconds
-_EPOCH = date(1970, 1, 1)
+_MORE = 8  # times as many seeds, once what was compared is used up
 _FROM_INDEX = 200  # candidates that the vector index is asked for
 
 
@@ -87,8 +84,8 @@ def ranked(
     resident = parts.resident(scope)
     with resident.lock:
         fresh = resident.index is None
-        index = resident.load(model, most_vectors=MOST_IN_RAM)
-        rows, pending = index.rows, bool(index.pending.any())
+        index = resident.load(model)
+        rows, pending, held = index.rows, bool(index.pending.any()), index.holds_vectors
     if fresh:
         parts.residents.weigh(resident)
     if not rows:
@@ -97,58 +94,72 @@ def ranked(
         asked = understood(query, speakers=index.names(), known=index.knows, now=parts.clock())
     question = _question(parts, scope, asked.text, model=model, pending=pending)
     near: dict[int, float] | None = None
-    if rows > MOST_IN_RAM:
+    if not held:
         near = {}
         with _tolerated(parts, "searching by words alone"):
             near = _near(parts, scope, question)
-    with resident.lock:
-        index = resident.load(model or _model(parts), most_vectors=MOST_IN_RAM)
-        allowed = _allowed(parts, scope, index, conditions, kinds=kinds, session=session)
-        counted = index.alive.copy()
-        if not conditions.summaries or kinds is None or MemoryType.EPISODIC not in kinds:
-            counted &= (index.seq > 0) | (index.kind != _EPISODIC)
-        counted[[index.row_of[number] for number in conditions.besides if number in index.row_of]] = False
-        allowed &= counted
-        signals, relevant = _signals(index, asked, question, near, counted)
-        signals |= _standing_alone(index, parts)
-        parts_of_score = ranking.weighted(signals, parts.settings.ranking)
-        scores: ranking.Scores = np.sum(list(parts_of_score.values()), axis=0, dtype=np.float32)
-        allowed &= relevant
-        numbers = index.number.copy()
+
+    def compare(seeds: int) -> Compared:
+        with resident.lock:
+            index = resident.load(model or _model(parts))
+            counted = index.alive.copy()
+            if not conditions.summaries or kinds is None or MemoryType.EPISODIC not in kinds:
+                counted &= (index.seq > 0) | (index.kind != _EPISODIC)
+            counted[[row for number in conditions.besides if (row := index.row(number)) >= 0]] = False
+            wanted = counted & _allowed(parts, scope, index, conditions, kinds=kinds, session=session)
+            return compared(
+                index,
+                asked,
+                question,
+                near,
+                counted=counted,
+                wanted=wanted,
+                weights=parts.settings.ranking,
+                now=microseconds(parts.clock()),
+                seeds=seeds,
+            )
+
     reranks = parts.reranker is not None and parts.settings.ranking.rerank > 0
-    tops = _tops(scores, allowed, first=_AT_FIRST if reranks else min(expected, _AT_FIRST))
-    found = _read(parts, scope, tops, numbers, condition)
-    first = list(islice(found, RERANKED)) if reranks else []
-    relevance = _relevance(parts, query, [entry for _, entry in first])
-    if relevance is not None:
-        kept, added = ranking.shares(parts_of_score, "rerank", parts.settings.ranking)
-        reranked = np.zeros(len(scores), np.float32)  # which leaves the others behind, as they were
-        reranked[[row for row, _ in first]] = added * relevance
-        parts_of_score = {name: kept * values for name, values in parts_of_score.items()} | {"rerank": reranked}
-        scores = kept * scores + reranked
-        first.sort(key=lambda candidate: -scores[candidate[0]])
-    for row, entry in chain(first, found):
-        yield Hit(
-            entry,
-            float(min(1.0, scores[row])),
-            {name: round(float(values[row]), 4) for name, values in parts_of_score.items()},
+    hits = _walked(parts, scope, compare, condition, first=_AT_FIRST if reranks else min(expected, _AT_FIRST))
+    yield from _reranked(parts, query, hits) if reranks else hits
+
+
+def _walked(
+    parts: Parts, scope: Scope, compare: Callable[[int], Compared], condition: Filter | None, *, first: int
+) -> Iterator[Hit]:
+    """Hits that fulfil *condition*, best first; where not all entries were compared, at the end of those more are."""
+    given: set[int] = set()
+    for seeds in accumulate(repeat(_MORE), mul, initial=SEEDS):
+        found = compare(seeds)
+        for top in _tops(found.scores, found.allowed, first=first):
+            entries = parts.ledger.by_numbers(scope, found.numbers[top].tolist())
+            for row in top.tolist():
+                entry = entries.get(int(found.numbers[row]))
+                if entry is not None and entry.number not in given and (condition is None or condition.matches(entry)):
+                    shares = {name: round(float(values[row]), 4) for name, values in found.shares.items()}
+                    yield Hit(entry, float(min(1.0, found.scores[row])), shares)
+        if found.complete:
+            return
+        given.update(found.numbers[found.allowed].tolist())
+
+
+def _reranked(parts: Parts, query: str, hits: Iterator[Hit]) -> Iterator[Hit]:
+    """*hits* with the reranker's say in the first of them, which leaves the others behind, as they were."""
+    first = list(islice(hits, RERANKED))
+    relevance = _relevance(parts, query, [hit.entry for hit in first])
+    if relevance is None:
+        yield from chain(first, hits)
+        return
+    kept, added = ranking.shares(first[0].signals, "rerank", parts.settings.ranking)
+
+    def judged(hit: Hit, opinion: float) -> Hit:
+        shares = {name: round(kept * share, 4) for name, share in hit.signals.items()}
+        return Hit(
+            hit.entry, min(1.0, kept * hit.score + added * opinion), {**shares, "rerank": round(added * opinion, 4)}
         )
 
-
-def _read(
-    parts: Parts,
-    scope: Scope,
-    tops: Iterable[npt.NDArray[np.int64]],
-    numbers: npt.NDArray[np.int64],
-    condition: Filter | None,
-) -> Iterator[tuple[int, Entry]]:
-    """Rows of the ranking with their entries, those that fulfil *condition*."""
-    for top in tops:
-        found = parts.ledger.by_numbers(scope, numbers[top].tolist())
-        for row in top.tolist():
-            entry = found.get(int(numbers[row]))
-            if entry is not None and (condition is None or condition.matches(entry)):
-                yield row, entry
+    yield from sorted(map(judged, first, relevance.tolist()), key=lambda hit: -hit.score)
+    yield from (judged(hit, 0.0) for hit in hits)
 
 
 def _relevance(parts: Parts, query: str, entries: Sequence[Entry]) -> ranking.Scores | None:
@@ -198,7 +209,7 @@ def _model(parts: Parts) -> tuple[int, int] | None:
 
 def index_of(parts: Parts, resident: Resident) -> ScopeIndex:
     """What search reads of the resident's owner; hold its lock."""
-    return resident.load(_model(parts), most_vectors=MOST_IN_RAM)
+    return resident.load(_model(parts))
 
 
 def turns_before(parts: Parts, scope: Scope, numbers: Sequence[int]) -> dict[int, Entry]:
@@ -206,7 +217,7 @@ def turns_before(parts: Parts, scope: Scope, numbers: Sequence[int]) -> dict[int
     resident = parts.resident(scope)
     with resident.lock:
         index = index_of(parts, resident)
-        rows = {n: int(index.before[index.row_of[n]]) for n in numbers if n in index.row_of}
+        rows = {n: int(index.before[row]) for n in numbers if (row := index.row(n)) >= 0}
         earlier = {n: int(index.number[row]) for n, row in rows.items() if row >= 0}
     found = parts.ledger.by_numbers(scope, list(earlier.values())) if earlier else {}
     return {n: found[other] for n, other in earlier.items() if other in found}
@@ -237,7 +248,9 @@ def _allowed(
     if conditions.within == "agent":
         allowed &= index.agent == scope.agent_id
     if kinds is not None:
-        allowed &= np.isin(index.kind, [TYPE_NUMBER[kind] for kind in kinds])
+        named = np.zeros(len(TYPES), np.bool_)
+        named[[TYPE_NUMBER[kind] for kind in kinds]] = True
+        allowed &= named[index.kind]
     if conditions.since is not None:
         allowed &= index.created >= _time(conditions.since, "since")
     if conditions.until is not None:
@@ -297,77 +310,6 @@ def _near(parts: Parts, scope: Scope, question: npt.NDArray[np.float32] | None) 
     found = dict(parts.store.query(question, partition=parts.ledger.partition(scope), k=_FROM_INDEX))
     there = parts.ledger.by_keys(scope, list(found))
     return {there[key].number: similarity for key, similarity in found.items() if key in there}
-
-
-def _signals(
-    index: ScopeIndex,
-    asked: Question,
-    question: npt.NDArray[np.float32] | None,
-    near: dict[int, float] | None,
-    counted: Row,
-) -> tuple[dict[str, ranking.Scores], Row]:
-    """The signals of `rules.ranking` that apply, each of shape (rows,); and which rows have to do with the question."""
-    terms = term_ids(asked.text)
-    lexical = index.postings.bm25(terms, alive=counted)
-    signals = {
-        "lexical": ranking.relative(lexical),
-        "around": ranking.relative(index.postings.around(terms, index.neighbours(_AROUND), alive=counted)),
-        "length": ranking.length(index.words),
-        **_structure(index, asked),
-    }
-    relevant = lexical > 0
-    if near is not None:
-        mean, deviation = ranking.average_behind(np.array(list(near.values()), np.float32), number=index.rows)
-        cosines = np.full(index.rows, min(mean, 0.0), np.float32)
-        for number, similarity in near.items():
-            if number in index.row_of:
-                cosines[index.row_of[number]] = similarity
-        relevant |= cosines > 0
-        signals["dense"] = ranking.standing(cosines, (mean, deviation))
-    elif question is not None and len(index.vectors):
-        cosines = index.vectors @ question
-        cosines[~counted] = 0.0
-        relevant |= cosines > 0
-        signals["dense"] = ranking.standing(cosines, ranking.average(cosines[counted]))
-        together = index.near(cosines, counted=counted)
-        signals["near"] = ranking.standing(together, ranking.average(together[counted]))
-    return signals, relevant
-
-
-def _structure(index: ScopeIndex, asked: Question) -> dict[str, ranking.Scores]:
-    """The signals that come from who said it, when, and what kind of sentence it is; those that apply to the question."""
-    signals: dict[str, Row] = {}
-    if len(asked.speakers) == 1:
-        signals["speaker"] = (index.speaker == next(iter(asked.speakers))) | (index.speaker == None)  # noqa: E711
-    if all(label is None or label.lower() in ROLES for label in index.labels):
-        signals["wish"] = index.user & (index.traits & WISH > 0)
-        if not asked.asks_assistant:
-            signals["user"] = index.user | (index.speaker == None)  # noqa: E711
-    if asked.times:
-        signals["date"] = _fitting(index, asked)
-    if asked.asks_time:
-        signals["time"] = index.traits & TIMED > 0
-    found = {name: values.astype(np.float32) for name, values in signals.items()}
-    if asked.asks:
-        found["statement"] = ranking.statement(index.traits & QUESTION > 0, index.words)
-    return found
-
-
-def _standing_alone(index: ScopeIndex, parts: Parts) -> dict[str, ranking.Scores]:
-    """The signals that don't depend on the question; those that count anything."""
-    weights, found = parts.settings.ranking, {}
-    if weights.importance:
-        found["importance"] = index.importance
-    if weights.recency:
-        found["recency"] = ranking.recency(index.created, now=microseconds(parts.clock()))
-    return found
-
-
-def _fitting(index: ScopeIndex, asked: Question) -> Row:
-    """Rows of a day that the question may mean."""
-    days, which = np.unique(index.created // _DAY, return_inverse=True)
-    fits = [any(time.fits(_EPOCH + timedelta(days=int(day))) for time in asked.times) for day in days]
-    return np.array(fits, np.bool_)[which]
 
 
 __all__ = ["Conditions", "Within", "checked_types", "index_of", "ranked", "search", "turns_before"]

@@ -151,9 +151,9 @@ def _write(
                 for number in done.gone:
                     index.drop(number)
                 for number, expires in done.moved.items():
-                    if number in index.row_of:
+                    if (row := index.row(number)) >= 0:
                         forever = np.iinfo(index.expires.dtype).max
-                        index.expires[index.row_of[number]] = forever if expires is None else expires
+                        index.expires[row] = forever if expires is None else expires
         except BaseException:
             resident.forget()
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ import numpy.typing as npt
 from ..errors import InputError
 from .lexical import Ids
 
-_MOST_AROUND = 32  # terms, each of which takes a number a document
+Rows = npt.NDArray[np.int64]
+
+_MOST_AROUND = 32  # terms
 
 
 class Postings:
@@ -41,7 +43,8 @@ class Postings:
         self._terms: Ids = np.zeros(0, np.uint32)
         self._bounds = np.zeros(1, np.int64)
         self._docs = np.zeros(0, np.int32)
-        self._counts = np.zeros(0, np.float32)
+        self._counts = np.zeros(0, np.uint8)
+        """Frequencies; 255 stands for all that are higher, since BM25 hardly tells them apart."""
         self._tail: dict[int, dict[int, int]] = {}
         self._late = 0
         """Postings in the tail."""
@@ -151,84 +154,104 @@ class Postings:
         terms = np.unique(np.asarray(query_ids, dtype=np.uint32))
         if alive is not None and alive.shape != (self._n,):
             raise InputError(f"alive has shape {alive.shape}; give one flag for each of the {self._n} documents")
-        docs, counts, which = self._postings(terms, alive)
+        found = self._postings(terms, alive)
         if alive is None:
             number, total = self._live_count, self._live_length
         else:
             number = int(np.count_nonzero(alive & self._live[: self._n]))
             total = int(self._lengths[: self._n][alive].sum())
-        return _bm25(docs, counts, which, self._lengths[: self._n], number=number, total=total, k1=k1, b=b)
+        scores = np.zeros(self._n, np.float64)
+        for docs, counts in found:
+            idf = np.log1p((number - len(docs) + 0.5) / (len(docs) + 0.5))
+            norm = k1 * (1 - b) + (k1 * b * number / max(total, 1)) * self._lengths[docs]
+            scores[docs] += idf * (k1 + 1) * counts / (counts + norm)
+        return scores.astype(np.float32)
 
     def around(
         self,
         query_ids: Ids | Sequence[int],
-        neighbours: Sequence[npt.NDArray[np.int64]],
+        neighbours: Callable[[Rows], Sequence[Rows]],
+        rows: Rows,
         *,
         alive: npt.NDArray[np.bool_] | None = None,
         k1: float = 1.2,
         b: float = 0.75,
     ) -> npt.NDArray[np.float32]:
-        """Score each document as if it and its neighbours were one, e.g. a turn and those before and after it.
+        """Score *rows* as if each document and its neighbours were one, e.g. a turn and those before and after it.
 
         Args:
             query_ids: Ids of the query's terms; of many, the rarest count.
-            neighbours: Arrays of shape (n,), each naming a neighbour of every document, or -1. Being one is mutual.
+            neighbours: Given documents, arrays of the same shape, each naming a neighbour of every one, or -1. Being one is
+                mutual, and nobody is one's neighbour twice.
+            rows: The documents to score; the average length is theirs.
             alive: As for `bm25`.
             k1: As for `bm25`.
             b: As for `bm25`.
 
         Returns:
-            Scores of shape (n,).
+            Scores of shape (len(rows),).
         """
         terms = np.unique(np.asarray(query_ids, dtype=np.uint32))
-        docs, counts, which = self._postings(terms, alive)
-        if not len(docs):
-            return np.zeros(self._n, np.float32)
-        if len(terms) > _MOST_AROUND:
-            df = np.bincount(which, minlength=len(terms))
-            rare = np.argsort(np.where(df > 0, df, self._n + 1), kind="stable")[:_MOST_AROUND]
-            kept = np.isin(which, rare)
-            docs, counts, which = docs[kept], counts[kept], np.searchsorted(np.sort(rare), which[kept])
-        own = self._lengths[: self._n] * (self._live[: self._n] if alive is None else alive)
-        table = np.zeros((min(len(terms), _MOST_AROUND), self._n), np.float32)
-        table[which, docs] = counts
-        lengths = own.astype(np.float32)
-        for there in neighbours:
-            has = there[docs] >= 0
-            table[which[has], there[docs[has]]] += counts[has]  # no pair comes twice, since being one is mutual
-            lengths[there >= 0] += own[there[there >= 0]]
+        found = [some for some in self._postings(terms, alive) if len(some[0])]
+        scores = np.zeros(len(rows), np.float32)
+        if not found:
+            return scores
         there_is = self._live[: self._n] if alive is None else alive & self._live[: self._n]
-        pairs = np.flatnonzero(table)
-        of, found = np.divmod(pairs, self._n)
-        kept = there_is[found]
-        of, found, pairs = of[kept], found[kept], pairs[kept]
-        number, total = int(np.count_nonzero(there_is)), int(lengths[there_is].sum())
-        return _bm25(found, table.ravel()[pairs], of, lengths, number=number, total=total, k1=k1, b=b)
+        scored = there_is[rows]
+        own = self._lengths[: self._n] * there_is
+        lengths = own[rows].astype(np.float32)
+        beside = neighbours(rows)
+        for there in beside:
+            lengths += np.where(there >= 0, own[there], 0)
+        average = float(lengths[scored].mean()) if scored.any() else 0.0
+        norm = k1 * (1 - b) + np.float32(k1 * b / max(average, 1e-6)) * lengths
+        number = int(np.count_nonzero(there_is))
+        together = np.zeros(self._n, np.float32)
+        for docs, times in sorted(found, key=lambda some: len(some[0]))[:_MOST_AROUND]:
+            together[docs] = times
+            if len(docs) > len(rows):
+                at = together[rows]
+                for there in beside:
+                    at += np.where(there >= 0, together[there], np.float32(0.0))
+                together[docs] = 0.0
+                # About so many have it, or a neighbour that does.
+                having = number * (1.0 - (1.0 - len(docs) / number) ** (1 + len(beside)))
+            else:
+                touched = [docs]
+                for there in neighbours(docs):
+                    has = (there >= 0) & there_is[there]
+                    together[there[has]] += times[has]  # no document comes twice, since being one is mutual
+                    touched.append(there[has])
+                at = together[rows]
+                having = float(np.count_nonzero(together.view(np.int32)))
+                for there in touched:
+                    together[there] = 0.0
+            idf = np.log1p((number - having + 0.5) / (having + 0.5))
+            scores += np.float32(idf * (k1 + 1)) * at / (at + norm)
+        scores[~scored] = 0.0
+        return scores
 
     def _postings(
         self, terms: Ids, alive: npt.NDArray[np.bool_] | None
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Return documents, frequencies, and the term's place in *terms*, of all live postings of *terms*."""
+    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        """Yield documents and frequencies of each of *terms*, which are distinct, in live documents."""
         places = np.searchsorted(self._terms, terms)
-        known = np.flatnonzero(np.take(self._terms, places, mode="clip") == terms) if len(self._terms) else places[:0]
-        parts = [slice(*self._bounds[p : p + 2].tolist()) for p in places[known]]
-        late = [(i, self._tail[t]) for i, t in enumerate(terms.tolist()) if t in self._tail]
-        packed = sum(p.stop - p.start for p in parts)
-        docs = np.empty(packed + sum(len(found) for _, found in late), np.int64)
-        counts, which = np.empty(len(docs), np.float32), np.empty(len(docs), np.int64)
-        end = 0
-        for i, part in zip(known.tolist(), parts, strict=True):
-            here = slice(end, end := end + part.stop - part.start)
-            docs[here], counts[here], which[here] = self._docs[part], self._counts[part], i
-        for i, found in late:
-            here = slice(end, end := end + len(found))
-            docs[here], counts[here], which[here] = list(found), list(found.values()), i
-        if alive is None and not self._stale:
-            return docs, counts, which
-        kept = self._live[docs] if alive is None else self._live[docs] & alive[docs]
-        if self._stale:
-            kept[:packed] &= self._packed[docs[:packed]]
-        return docs[kept], counts[kept], which[kept]
+        for place, term in zip(places.tolist(), terms.tolist(), strict=True):
+            docs, counts = np.zeros(0, np.int64), np.zeros(0, np.float32)
+            if place < len(self._terms) and self._terms[place] == term:
+                here = slice(*self._bounds[place : place + 2].tolist())
+                docs, counts = self._docs[here].astype(np.int64), self._counts[here].astype(np.float32)
+                if self._stale:
+                    kept = self._packed[docs]
+                    docs, counts = docs[kept], counts[kept]
+            late = self._tail.get(term)
+            if late:
+                docs = np.concatenate([docs, np.fromiter(late, np.int64, len(late))])
+                counts = np.concatenate([counts, np.fromiter(late.values(), np.float32, len(late))])
+            if alive is not None:
+                kept = alive[docs]
+                docs, counts = docs[kept], counts[kept]
+            yield docs, counts
 
     def _put(self, doc: int, array: Ids) -> None:
         end = self._used + len(array)
@@ -266,7 +289,7 @@ class Postings:
         terms = (keys >> np.uint64(32)).astype(np.uint32)
         first = _firsts(terms)
         self._terms, self._bounds = terms[first], np.append(first, len(terms))
-        self._docs, self._counts = keys.astype(np.uint32).astype(np.int32), counts.astype(np.float32)
+        self._docs, self._counts = keys.astype(np.uint32).astype(np.int32), np.minimum(counts, 255).astype(np.uint8)
 
     def _compact(self) -> None:
         """Drop the room that removed and replaced documents left among the ids."""
@@ -278,27 +301,6 @@ class Postings:
         if not 0 <= doc < self._n:
             raise IndexError(f"document {doc} of {self._n}")
         return doc
-
-
-def _bm25(
-    docs: npt.NDArray[Any],
-    counts: npt.NDArray[Any],
-    which: npt.NDArray[Any],
-    lengths: npt.NDArray[Any],
-    *,
-    number: int,
-    total: int,
-    k1: float,
-    b: float,
-) -> npt.NDArray[np.float32]:
-    """Score postings (document, frequency, term) given all documents' *lengths*; *number* and *total* of the live ones."""
-    if not len(docs):
-        return np.zeros(len(lengths), np.float32)
-    df = np.bincount(which)
-    idf = np.log1p((number - df + 0.5) / (df + 0.5))
-    norm = k1 * (1 - b) + (k1 * b * number / total) * lengths[docs]
-    gains = idf[which] * (counts * (k1 + 1) / (counts + norm))
-    return np.bincount(docs, weights=gains, minlength=len(lengths)).astype(np.float32)
 
 
 def _keys(terms: npt.NDArray[Any], docs: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:

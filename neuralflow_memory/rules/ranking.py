@@ -46,11 +46,11 @@ def weighted(signals: Mapping[str, Scores], weights: Ranking) -> dict[str, Score
     return {name: np.float32(getattr(weights, name) / total) * values for name, values in signals.items()}
 
 
-def shares(signals: Iterable[str], later: str, weights: Ranking) -> tuple[np.float32, np.float32]:
+def shares(signals: Iterable[str], later: str, weights: Ranking) -> tuple[float, float]:
     """What a score of *signals* keeps, and what a signal that comes *later* has, when the two are added; together 1."""
     before, weight = sum(getattr(weights, name) for name in signals), getattr(weights, later)
     share = weight / (before + weight or 1.0)
-    return np.float32(1.0 - share), np.float32(share)
+    return 1.0 - share, share
 
 
 def outstanding(opinions: npt.NDArray[np.float64]) -> Scores:

@@ -1,0 +1,195 @@
+"""What each entry of a scope scores for a question: the signals of `rules.ranking`, from the arrays of the scope."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, timedelta
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import Ranking
+from ..rules import ranking
+from ..rules.lexical import term_ids
+from ..rules.question import ROLES, Question
+from ..rules.traits import QUESTION, TIMED, WISH
+from .scope_index import REACH, Floats, Rows, ScopeIndex
+
+Mask = npt.NDArray[np.bool_]
+
+SEEDS = 256  # entries nearest by meaning, and as many by words, around which a large scope is compared
+MOST_COMPARED = 8192  # entries of a scope that are all compared
+_PART = 16  # a scope is compared as a whole if it has not so many times more entries than seeds
+_SAMPLE, _BLOCK = 64, 32  # blocks of entries, and their size, that stand for all where an average is asked for
+_AROUND = 4  # turns on each side whose words stand around one
+_DAY = 86_400_000_000  # microseconds
+_EPOCH = date(1970, 1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Entries with their scores, in arrays of one length.
+
+    Attributes:
+        numbers: Which entries.
+        scores: 0..1.
+        shares: What each signal adds to the score.
+        allowed: Which of them may be hits.
+        complete: Whether they are all that may be hits.
+    """
+
+    numbers: npt.NDArray[np.int64]
+    scores: Floats
+    shares: dict[str, Floats]
+    allowed: Mask
+    complete: bool
+
+
+def compared(
+    index: ScopeIndex,
+    asked: Question,
+    question: Floats | None,
+    near: Mapping[int, float] | None,
+    *,
+    counted: Mask,
+    wanted: Mask,
+    weights: Ranking,
+    now: int,
+    seeds: int,
+) -> Compared:
+    """Score entries for a question: all of them, or in a large scope those around the *seeds* that are nearest.
+
+    Args:
+        index: The scope.
+        asked: The question.
+        question: Its vector.
+        near: In place of the scope's vectors, the nearest entries that the vector index knows: cosines by number.
+        counted: Which entries count for anything.
+        wanted: Which of them may be hits.
+        weights: What each signal counts.
+        now: Microseconds since 1970.
+        seeds: How many entries to begin with where not all are compared.
+    """
+    terms = term_ids(asked.text)
+    lexical = index.postings.bm25(terms, alive=counted)
+    fits = _fitting(index, asked) if asked.times else None
+    meaning = _Meaning(index, question, near, counted=counted)
+    if index.rows <= max(MOST_COMPARED, _PART * seeds):
+        rows = sample = np.arange(index.rows)
+    else:
+        pools = [wanted] if fits is None else [wanted, wanted & fits]
+        found = [meaning.nearest(pool, k=seeds) for pool in pools]
+        found += [ranking.best(lexical, pool & (lexical > 0), k=seeds) for pool in pools]
+        rows = index.with_neighbours(np.concatenate(found), reach=REACH)
+        starts = np.linspace(0, index.rows - _BLOCK, _SAMPLE).astype(np.int64)
+        sample = (starts[:, None] + np.arange(_BLOCK)).ravel()
+    around = index.postings.around(terms, partial(index.neighbours, reach=_AROUND), rows, alive=counted)
+    relevant, signals = meaning.signals(rows, sample)
+    signals |= {
+        "lexical": ranking.relative(lexical)[rows],
+        "around": ranking.relative(around),
+        "length": ranking.length(index.words[rows]),
+        **_structure(index, asked, rows),
+        **_standing_alone(index, rows, weights=weights, now=now),
+    }
+    if fits is not None:
+        signals["date"] = fits[rows].astype(np.float32)
+    shares = ranking.weighted(signals, weights)
+    return Compared(
+        index.number[rows],
+        np.sum(list(shares.values()), axis=0, dtype=np.float32),
+        shares,
+        wanted[rows] & (relevant | (lexical[rows] > 0)),
+        complete=len(rows) == index.rows,
+    )
+
+
+class _Meaning:
+    """Cosines of a scope's entries with a question, as far as they are known or asked for; 0 for what does not count."""
+
+    def __init__(
+        self, index: ScopeIndex, question: Floats | None, near: Mapping[int, float] | None, *, counted: Mask
+    ) -> None:
+        self._index = index
+        self._counted = counted
+        self._near = near
+        self._question = question if index.vectors.dimensions and near is None else None
+        self._cosines = np.zeros(index.rows, np.float32)
+        self._average: tuple[float, float] | None = None
+        if near is not None:
+            self._average = ranking.average_behind(np.array(list(near.values()), np.float32), number=index.rows)
+            self._cosines[:] = min(self._average[0], 0.0)
+            for number, cosine in near.items():
+                if (row := index.row(number)) >= 0:
+                    self._cosines[row] = cosine
+        elif self._question is not None and index.vectors.exact:
+            self._cosines = index.vectors.cosines(self._question)[: index.rows]
+            self._cosines[~counted] = 0.0
+            self._average = ranking.average(self._cosines[counted])
+
+    def nearest(self, among: Mask, *, k: int) -> Rows:
+        if self._question is not None and not self._index.vectors.exact:
+            return self._index.vectors.nearest(self._question, k=k, among=among)
+        return ranking.best(self._cosines, among & (self._cosines > 0), k=k)
+
+    def signals(self, rows: Rows, sample: Rows) -> tuple[Mask, dict[str, Floats]]:
+        """Which of *rows* have to do with the question, and the signals of meaning; *sample* stands for all."""
+        if self._question is None and self._near is None:
+            return np.zeros(len(rows), np.bool_), {}
+        index = self._index
+        if self._question is not None and not index.vectors.exact:
+            there = index.with_neighbours(np.concatenate([rows, sample]), reach=REACH)
+            self._cosines[there] = index.vectors.cosines(self._question, there) * self._counted[there]
+        standing = self._counted[sample]
+        average = self._average or ranking.average(self._cosines[sample[standing]])
+        cosines = self._cosines[rows]
+        signals = {"dense": ranking.standing(cosines, average)}
+        if self._near is None:
+            together = index.near(rows, self._cosines, counted=self._counted)
+            of_sample = together if sample is rows else index.near(sample, self._cosines, counted=self._counted)
+            signals["near"] = ranking.standing(together, ranking.average(of_sample[standing]))
+        return cosines > 0, signals
+
+
+def _structure(index: ScopeIndex, asked: Question, rows: Rows) -> dict[str, Floats]:
+    """The signals that come from who said it, and what kind of sentence it is; those that apply to the question."""
+    signals: dict[str, Mask] = {}
+    speaker, traits = index.speaker[rows], index.traits[rows]
+    if len(asked.speakers) == 1:
+        signals["speaker"] = (speaker == next(iter(asked.speakers))) | (speaker == None)  # noqa: E711
+    if all(label is None or label.lower() in ROLES for label in index.labels):
+        user = index.user[rows]
+        signals["wish"] = user & (traits & WISH > 0)
+        if not asked.asks_assistant:
+            signals["user"] = user | (speaker == None)  # noqa: E711
+    if asked.asks_time:
+        signals["time"] = traits & TIMED > 0
+    found = {name: values.astype(np.float32) for name, values in signals.items()}
+    if asked.asks:
+        found["statement"] = ranking.statement(traits & QUESTION > 0, index.words[rows])
+    return found
+
+
+def _standing_alone(index: ScopeIndex, rows: Rows, *, weights: Ranking, now: int) -> dict[str, Floats]:
+    """The signals that don't depend on the question; those that count anything."""
+    found = {}
+    if weights.importance:
+        found["importance"] = index.importance[rows]
+    if weights.recency:
+        found["recency"] = ranking.recency(index.created[rows], now=now)
+    return found
+
+
+def _fitting(index: ScopeIndex, asked: Question) -> Mask:
+    """Rows of a day that the question may mean."""
+    days = index.created // _DAY
+    first = int(days.min())
+    there = np.flatnonzero(np.bincount(days - first))
+    fits = np.zeros(int(there[-1]) + 1, np.bool_)
+    fits[there] = [any(time.fits(_EPOCH + timedelta(days=first + int(day))) for time in asked.times) for day in there]
+    return fits[days - first]
+
+
+__all__ = ["MOST_COMPARED", "SEEDS", "Compared", "compared"]
