@@ -7,7 +7,7 @@ instructions; notes and hits, which change with each question, stand before the 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
@@ -34,23 +34,25 @@ _LEAST = 0.08
 _WORD = re.compile(r"\w+")
 _BRIEF = 6  # words
 _LONGEST_BEFORE = 40  # tokens of the turn that a brief one answers
+_LINE = 12  # tokens of a line's date and speaker, about
 _LONGEST_QUOTE = 160  # tokens; of a longer hit, the sentences that say most about the question
 
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """A hit as it would stand in a block.
+    """A hit that may stand in a block.
 
-    `relevant`: whether it has to do with the question; `cut`: it was shortened; `asked`: the turn before it that stands in its
-    line as well.
+    `query`: what it was found for; `relevant`: whether it has to do with that; `asked`: the turn before it that is to stand in
+    its line as well. `cost`: its tokens, about, until it has a `line`; `cut`: that was shortened.
     """
 
     hit: Hit
-    line: str
-    cost: int
+    query: str
     relevant: bool
-    cut: bool
+    cost: int
     asked: Entry | None = None
+    line: str = ""
+    cut: bool = False
 
 
 @dataclass(slots=True)
@@ -147,20 +149,32 @@ class Blocks:
         """Take quotes, best first, while there is room, without the turns that are sent anyway (keys)."""
         limit = self.cost + room
         left = room - self.parts.count_again(f"\n\n{_HITS}\n") - MESSAGE_OVERHEAD
-        quotes = [self._alone(q) if q.asked is not None and q.asked.key in sent else q for q in quotes]
         for quote in quotes:
-            fits = quote.cost <= left and len(self.quotes) < MOST_HITS
-            if quote.relevant and fits and quote.hit.entry.key not in sent:
-                self.quotes.append(quote)
-                left -= quote.cost
+            if quote.relevant and quote.hit.entry.key not in sent and left > 0 and len(self.quotes) < MOST_HITS:
+                written = self._written(quote, sent=sent)
+                if written.cost <= left:
+                    self.quotes.append(written)
+                    left -= written.cost
         while self.quotes and self.cost > limit:  # tokens of joined lines are not quite the sum of the lines'
             self.quotes.pop()
-        taken = {q.hit.entry.key for q in self.quotes}
-        self.report += [_reported(q, inside=q.hit.entry.key in taken, sent=sent) for q in quotes]
+        taken = {q.hit.entry.key: q for q in self.quotes}
+        for quote in quotes:
+            written = taken.get(quote.hit.entry.key, quote)
+            self.report.append(_reported(written, inside=written is not quote, sent=sent))
 
-    def _alone(self, quote: Quote) -> Quote:
-        line = line_of(quote.hit.entry)
-        return replace(quote, line=line, cost=self.tokens([line]), asked=None)
+    def _written(self, quote: Quote, *, sent: set[str]) -> Quote:
+        """*quote* with its line, which tokens and time are spent on only for what may be taken."""
+        entry, asked, query = quote.hit.entry, quote.asked, quote.query
+        before = None
+        if asked is not None and asked.key not in sent:
+            before = line_of(asked, self.parts.excerpt(asked.content, query, _LONGEST_BEFORE))
+        line = line_of(entry, before=before)
+        cost = self.tokens([line])
+        cut = cost > _LONGEST_QUOTE
+        if cut:
+            line = line_of(entry, self.parts.excerpt(entry.content, query, _LONGEST_QUOTE))
+            cost = self.tokens([line])
+        return replace(quote, line=line, cost=cost, cut=cut)
 
     def shrink(self) -> bool:
         """Give up a line of what matters least; False when nothing is left."""
@@ -215,7 +229,7 @@ def brief_turns(hits: Iterable[Hit]) -> list[int]:
 
 
 def quotes(parts: Parts, hits: Iterable[Hit], query: str, *, before: Mapping[int, Entry]) -> list[Quote]:
-    """*hits*, best first, as they would be quoted: the same words once, long ones cut to what says most about *query*.
+    """*hits*, best first, as they may be quoted: the same words once.
 
     *before*: the turns that brief ones answer (by the number of the answer), which are quoted with them unless they are hits.
     """
@@ -225,21 +239,15 @@ def quotes(parts: Parts, hits: Iterable[Hit], query: str, *, before: Mapping[int
             once.setdefault((hit.entry.role, *_WORD.findall(hit.entry.content.casefold())), hit)
     least = max(_LEAST, _RELEVANT * max(map(relevance, once.values()), default=0.0))
     quoted = {hit.entry.number for hit in once.values() if relevance(hit) >= least}
-    return [_quote(parts, hit, query, asked=before.get(hit.entry.number), quoted=quoted) for hit in once.values()]
-
-
-def _quote(parts: Parts, hit: Hit, query: str, *, asked: Entry | None, quoted: Container[int]) -> Quote:
-    line = line_of(hit.entry)
-    if asked is not None and (asked.number in quoted or not asked.content.strip()):
-        asked = None
-    if asked is not None:
-        line = line_of(hit.entry, before=line_of(asked, parts.excerpt(asked.content, query, _LONGEST_BEFORE)))
-    cost = parts.count_again(line + "\n")
-    cut = cost > _LONGEST_QUOTE
-    if cut:
-        line = line_of(hit.entry, parts.excerpt(hit.entry.content, query, _LONGEST_QUOTE))
-        cost = parts.count_again(line + "\n")
-    return Quote(hit, line, cost, hit.entry.number in quoted, cut, asked=None if cut else asked)
+    found = []
+    for hit in once.values():
+        entry, asked = hit.entry, before.get(hit.entry.number)
+        if asked is not None and (asked.number in quoted or not asked.content.strip()):
+            asked = None
+        said = entry.tokens if entry.tokens >= 0 else parts.count_again(entry.content)
+        cost = min(said + _LINE, _LONGEST_QUOTE) + (_LONGEST_BEFORE if asked is not None else 0)
+        found.append(Quote(hit, query, entry.number in quoted, cost, asked))
+    return found
 
 
 def _reported(quote: Quote, *, inside: bool, sent: set[str]) -> Candidate:

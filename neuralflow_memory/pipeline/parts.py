@@ -79,8 +79,8 @@ class Parts:
     excerpt: Callable[[str, str, int], str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.count_again = lru_cache(maxsize=512)(self.counter.count)
-        self.excerpt = lru_cache(maxsize=256)(partial(excerpt, count=self.counter.count))
+        self.count_again = lru_cache(maxsize=4096)(self.counter.count)
+        self.excerpt = lru_cache(maxsize=256)(partial(excerpt, count=self.count_again))
         self.shortened = lru_cache(maxsize=64)(
             lambda text, tokens: self.floor.summarize([], previous=text, max_tokens=tokens)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from .selection import best
 from .sentences import sentences, terms
@@ -13,8 +14,7 @@ _FIRST = 0.5  # what the first sentence is worth by itself, beside one word of t
 
 def excerpt(text: str, query: str, max_tokens: int, *, count: Callable[[str], int]) -> str:
     """The sentences of *text* that hold most words of *query* per token, in order, at most about *max_tokens* tokens."""
-    pieces = list(sentences(text))
-    words = [set(terms(piece)) for piece in pieces]
+    pieces, words = _read(text)
     wanted = set(terms(query))
 
     def worth(i: int) -> float:
@@ -28,6 +28,13 @@ def excerpt(text: str, query: str, max_tokens: int, *, count: Callable[[str], in
     if chosen and chosen[-1] < len(pieces) - 1:
         found += _GAP
     return found.strip()
+
+
+@lru_cache(maxsize=512)
+def _read(text: str) -> tuple[list[str], list[set[str]]]:
+    """The sentences of *text* and the words of each. What is found for one question is often found for the next."""
+    pieces = list(sentences(text))
+    return pieces, [set(terms(piece)) for piece in pieces]
 
 
 __all__ = ["excerpt"]

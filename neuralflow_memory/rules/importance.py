@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from . import sentences
 from .lexical import FUNCTION_WORDS
@@ -66,6 +67,7 @@ _UNSPACED_WEIGHTY = re.compile("[不没沒无無必別别]|打算|答应|答應|
 _UNSPACED_FACT = re.compile(
     "[一二三四五六七八九十百千万萬两兩]+[年月日号號点點岁歲个個元块塊人天周週次]|(?:星期|[周週])[一二三四五六日天]|[昨今明][天日]|어제|오늘|내일"
 )
+_OWN, _WEIGHS, _SUBSTANCE, _FACT, _NAMED = 1, 2, 4, 8, 16
 _LONG, _LONG_ANSWER = 150, 60  # words
 _ANSWER, _TOOL, _ASKED = 0.5, 0.2, 0.4
 
@@ -104,25 +106,36 @@ def _worth(text: str, traits: int, *, own: bool, longest: int) -> float:
     return max(states, _ASKED * asks)
 
 
+@lru_cache(maxsize=1 << 14)
+def _kind(word: str) -> tuple[str, int]:
+    """A word in lower case, and what it shows by itself."""
+    low = word.lower()
+    stem = low.partition("'")[0]  # "I'm" is "I", and "that's" says as little as "that"
+    kind = _OWN * (stem in _FIRST_PERSON) | _WEIGHS * (low in _WEIGHTY)
+    if low not in _EMPTY and stem not in _EMPTY:
+        known = low in _DAYS_FROM_NOW or _DIGIT.search(word) is not None
+        kind |= _SUBSTANCE | _FACT * known | _NAMED * sentences.named(word)
+    return low, kind
+
+
 def _said(told: Sequence[str], traits: int, *, own: bool, longest: int) -> float:
     """What *told* sentences are worth, as if none of them were a question."""
     if not told:
         return 0.0
-    number, content = 0, set[str]()
-    facts: set[str] = set()
-    first_person = weighty = False
+    number, content, facts, seen = 0, set[str](), set[str](), 0
     for sentence in told:
-        for place, word in enumerate(sentences.WORD.findall(sentence)):
-            low = word.lower()
-            stem = low.partition("'")[0]  # "I'm" is "I", and "that's" says as little as "that"
-            number += 1
-            first_person |= stem in _FIRST_PERSON
-            weighty |= low in _WEIGHTY
-            if low in _EMPTY or stem in _EMPTY:
-                continue
-            content.add(low)
-            if (place and sentences.named(word)) or low in _DAYS_FROM_NOW or _DIGIT.search(word):
-                facts.add(low)
+        found = sentences.WORD.findall(sentence)
+        number += len(found)
+        first = True
+        for word in found:
+            low, kind = _kind(word)
+            seen |= kind
+            if kind & _SUBSTANCE:
+                content.add(low)
+                if kind & _FACT or (kind & _NAMED and not first):
+                    facts.add(low)
+            first = False
+    first_person, weighty = seen & _OWN > 0, seen & _WEIGHS > 0
     text = "\n".join(told)
     size = len(content)
     if not text.isascii() and _UNSPACED.search(text):

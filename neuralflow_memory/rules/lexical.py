@@ -95,6 +95,9 @@ _ENDING = re.compile(r"'(?:s|re|ve|ll|d|m)$")
 # Curly apostrophes are apostrophes; soft hyphens and joiners are no part of a word; Russian writes ё or е at will.
 _SPELLING = {0x2019: "'", 0x02BC: "'", 0xAD: None, 0x200D: None, 0xFEFF: None, 0x451: 0x435, 0x401: 0x415}
 
+_known: dict[tuple[str, bytes], dict[str, tuple[int, ...]]] = {}
+"""Ids of the terms of words, by language and key. A plain dict: an `lru_cache` would take longer than all else on this way."""
+_MOST_KNOWN = 1 << 15
 _stemmers: dict[str, Any] = {}
 _stemming = threading.Lock()  # a stemmer keeps the word it works on in itself
 
@@ -115,7 +118,7 @@ def tokens(text: str) -> list[str]:
     pieces, language = _pieces(text)
     terms: list[str] = []
     for piece in pieces:
-        terms += _forms(piece, language) if _is_word(piece) else _terms(piece, language)
+        terms += _terms(piece, language)
     return terms
 
 
@@ -129,12 +132,11 @@ def term_ids(text: str, *, key: bytes = b"") -> Ids:
     then only gains that document one term's score.
     """
     pieces, language = _pieces(text)
+    known = _known.setdefault((language, key), {})
     ids: list[int] = []
     for piece in pieces:
-        if _is_word(piece):
-            ids += _form_ids(piece, language, key)
-        else:
-            ids += [_id(term, key) for term in _terms(piece, language)]
+        found = known.get(piece)
+        ids += _learned(piece, language, key) if found is None else found
     return np.array(ids, dtype=np.uint32)
 
 
@@ -153,9 +155,15 @@ def _is_word(piece: str) -> bool:
     return len(piece) <= MAX_WORD and (piece.isascii() or not _UNSPACED_RUN.match(piece))
 
 
-@lru_cache(maxsize=1 << 15)
-def _form_ids(piece: str, language: str, key: bytes) -> tuple[int, ...]:
-    return tuple(_id(term, key) for term in _forms(piece, language))
+def _learned(piece: str, language: str, key: bytes) -> tuple[int, ...]:
+    """Return the ids of a piece's terms, and keep them if it is a word."""
+    ids = tuple(_id(term, key) for term in _terms(piece, language))
+    if _is_word(piece):
+        known = _known[language, key]
+        if len(known) >= _MOST_KNOWN:
+            known.clear()  # the words in use are soon there again
+        known[piece] = ids
+    return ids
 
 
 @lru_cache(maxsize=1 << 16)
@@ -188,11 +196,6 @@ def _terms(piece: str, language: str) -> Sequence[str]:
         return ()
     words = [w[:MAX_WORD] for w in _ENDING.sub("", piece).split("'") if w not in STOP_WORDS]
     return tuple(form for word in words for form in _stems(word, language))
-
-
-@lru_cache(maxsize=1 << 15)
-def _forms(piece: str, language: str) -> tuple[str, ...]:
-    return tuple(_terms(piece, language))
 
 
 def _stems(word: str, language: str) -> tuple[str, ...]:
