@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
-from uuid import uuid4
 
 from .._failpoints import failpoint
+from .._ids import new_id
 from ..errors import InputError, brief
 from ..protocols import StoredWindow
 from ..rules import coverage
@@ -295,7 +295,7 @@ def _maker(found: Written) -> dict[str, Any]:
 def _derived(parts: Parts, scope: Scope, text: str, sources: Sequence[Entry], *, metadata: Mapping[str, Any]) -> Entry:
     """A new entry made from others, as little trusted as the least of them."""
     now = parts.clock()
-    own_id = f"{metadata['kind']}-{uuid4().hex[:12]}"
+    own_id = f"{metadata['kind']}-{new_id()[:12]}"
     return Entry(
         id=own_id,
         key=parts.ledger.key(scope, id=own_id),

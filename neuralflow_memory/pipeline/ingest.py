@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
-from uuid import uuid4
 
+from .._ids import new_id
 from .._json import copied
 from ..errors import ConflictError, InputError, MessageError, brief
 from ..protocols import OnConflict, Record
@@ -95,7 +95,7 @@ def remember(
         }
     )
     now = parts.clock()
-    own_id = uuid4().hex
+    own_id = new_id()
     entry = Entry(
         id=own_id,
         key=parts.ledger.key(scope, id=own_id, knowledge=True),
@@ -150,7 +150,7 @@ def _how(message: object) -> str:
 def turn(parts: Parts, scope: Scope, message: Message, *, now: datetime) -> Record:
     """A message as the record of a turn, whose number, seq and version the ledger will hand out."""
     message = own_copy(message)
-    own_id = message.id or uuid4().hex
+    own_id = message.id or new_id()
     text = encodable(message.text)
     entry = Entry(
         id=encodable(own_id),

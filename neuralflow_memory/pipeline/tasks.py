@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Literal, get_args
-from uuid import uuid4
 
+from .._ids import new_id
 from .._json import copied, dumped
 from ..errors import ConflictError, InputError, MessageError, NotFound, TaskError, brief
 from ..protocols import Record
@@ -374,7 +374,7 @@ def _held(ref: Ref, task: Entry | None, *, aged: bool = False) -> Entry:
 
 
 def _new(parts: Parts, scope: Scope, name: str, *, parent: Entry | None, now: datetime) -> Entry:
-    own_id = f"task-{uuid4().hex[:12]}"
+    own_id = f"task-{new_id()[:12]}"
     state = {**copied(_NEW, what="a task"), "name": name, "parent": None if parent is None else parent.id}
     entry = Entry(
         id=own_id,
@@ -428,7 +428,7 @@ def _outcome(parts: Parts, scope: Scope, before: Sequence[Entry], after: Sequenc
     metadata |= {"started": task.created_at.isoformat(), "ended": now.isoformat()}
     if state["parent"] is not None:
         metadata["parent"] = state["parent"]
-    own_id = uuid4().hex
+    own_id = new_id()
     return Entry(
         id=own_id,
         key=parts.ledger.key(scope, id=own_id),

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
+from .._ids import new_id
 from .._json import dumped
 from ..errors import FilterError, InputError, QueryError, StorageError, brief
 from ..protocols import Namespace, Record, StoredValue, ValueRecord, ValuesWritten
@@ -173,7 +173,7 @@ def _record(parts: Parts, scope: Scope, op: Put, *, now: datetime) -> ValueRecor
 
 def _text(parts: Parts, scope: Scope, text: str, *, about: Mapping[str, Any], now: datetime) -> Record:
     """An entry by which a value is found."""
-    own_id = uuid4().hex
+    own_id = new_id()
     return recorded(
         Entry(
             id=own_id,
