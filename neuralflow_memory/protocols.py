@@ -105,7 +105,7 @@ class Record:
 
     `words` counts its whitespace-separated words; `traits` are those of its text (`rules.traits`); `terms` are the bytes of
     its uint32 term ids, in order (`rules.lexical.term_ids`); `called`: names that it gives, "Jo" to the one spoken to and
-    "=Max" to the speaker, one a line.
+    "=Max" to the speaker, one a line. `fresh`: its id was made for it just now, so that nothing else can have it.
     """
 
     entry: Entry
@@ -113,6 +113,7 @@ class Record:
     traits: int
     called: str | None
     terms: bytes
+    fresh: bool = False
 
     def feature(self, *, session: int) -> Feature:
         """The row that search reads."""

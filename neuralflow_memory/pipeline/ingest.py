@@ -110,7 +110,7 @@ def remember(
         **given,
         tokens=parts.counter.count(text),
     )
-    record = recorded(entry)
+    record = replace(recorded(entry), fresh=True)
     if importance is None:
         record = weighed(record)
     resident = parts.resident(scope)
@@ -171,7 +171,7 @@ def turn(parts: Parts, scope: Scope, message: Message, *, now: datetime) -> Reco
         metadata=message.metadata,
         tokens=parts.count(message),
     )
-    return weighed(recorded(entry))
+    return replace(weighed(recorded(entry)), fresh=message.id is None)
 
 
 def weighed(record: Record) -> Record:

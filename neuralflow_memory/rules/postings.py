@@ -14,7 +14,7 @@ from .lexical import Ids
 
 Rows = npt.NDArray[np.int64]
 
-_MOST_AROUND = 32  # terms
+_MOST_AROUND = 16  # terms
 
 
 class Postings:

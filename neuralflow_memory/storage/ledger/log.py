@@ -26,7 +26,7 @@ def sequence(
 
     Ids that are there already are settled by *on_conflict*; an equal id and content is no conflict.
     """
-    named = [r.entry.key for r in records]
+    named = [r.entry.key for r in records if not r.fresh]
     stored = {e.key: e for e in by_keys(db, named, scope=scope, owner=head.owner)}
     dead = tombstones(db, named)
     ids: list[str] = []
