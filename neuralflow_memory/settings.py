@@ -343,7 +343,7 @@ def _lexical_version() -> str:
     """Names the rules that made the term ids and traits: ours, and the stemmer's release."""
     from importlib.metadata import version
 
-    return f"{LEXICAL_VERSION} {TRAITS_VERSION} {version('snowballstemmer')}"
+    return f"{LEXICAL_VERSION} {TRAITS_VERSION} {version('PyStemmer')}"
 
 
 def _utc_now() -> datetime:

@@ -30,7 +30,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 }
 """What each extra installs; the project file says the same, and a test compares them."""
 
-_BASE = ("chromadb", "numpy", "pydantic", "pydantic-settings", "rich", "snowballstemmer", "tiktoken", "typer")
+_BASE = ("chromadb", "numpy", "pydantic", "pydantic-settings", "rich", "PyStemmer", "tiktoken", "typer")
 
 _SIGNS = {"ok": ("✓", "green"), "note": ("•", "yellow"), "wrong": ("✗", "bold red")}
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 Ids = npt.NDArray[np.uint32]
 
 VERSION = 1
-"""Of the rules in this file. Stored term ids of another version (or of another snowballstemmer release) don't
+"""Of the rules in this file. Stored term ids of another version (or of another PyStemmer release) don't
 match today's words: whoever stores ids stores both beside them and makes the ids anew when either changes."""
 
 MAX_WORD = 64
@@ -210,9 +210,7 @@ def _stem(word: str, language: str) -> str:
         return word
     with _stemming:
         if language not in _stemmers:
-            # Its own classes: snowballstemmer.stemmer() would switch to PyStemmer, with other stems, where installed.
-            module = import_module(f"snowballstemmer.{language}_stemmer")
-            _stemmers[language] = getattr(module, f"{language.title()}Stemmer")()
+            _stemmers[language] = import_module("Stemmer").Stemmer(language, 0)  # the words are kept here, not there
         stem = str(_stemmers[language].stemWord(word)) or word
     return stem if stem.isascii() or language not in _UNACCENTED else _without_accents(stem)
 
