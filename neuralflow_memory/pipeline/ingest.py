@@ -110,7 +110,7 @@ def remember(
         **given,
         tokens=parts.counter.count(text),
     )
-    record = replace(recorded(entry), fresh=True)
+    record = recorded(entry, fresh=True)
     if importance is None:
         record = weighed(record)
     resident = parts.resident(scope)
@@ -168,10 +168,10 @@ def turn(parts: Parts, scope: Scope, message: Message, *, now: datetime) -> Reco
         tool_calls=tuple(message.tool_calls),
         tool_call_id=message.tool_call_id,
         payload=message.payload,
-        metadata=message.metadata,
+        metadata=message.metadata or {},
         tokens=parts.count(message),
     )
-    return replace(weighed(recorded(entry)), fresh=message.id is None)
+    return weighed(recorded(entry, fresh=message.id is None))
 
 
 def weighed(record: Record) -> Record:
@@ -214,7 +214,9 @@ def to_compact(parts: Parts, window: Window) -> bool:
 
 def own_copy(message: Message) -> Message:
     """*message* with its JSON values copied, so that nobody's later change of them reaches another's."""
-    new: dict[str, Any] = {"metadata": copied(message.metadata, what="metadata") if message.metadata else {}}
+    new: dict[str, Any] = {}
+    if message.metadata:
+        new["metadata"] = copied(message.metadata, what="metadata")
     if not isinstance(message.content, str):
         new["content"] = [copied(b, what="content blocks") for b in message.content]
     if message.tool_calls:
@@ -222,7 +224,7 @@ def own_copy(message: Message) -> Message:
         new["tool_calls"] = tuple(ToolCall(c.id, c.name, copied(c.args, what="a tool call's args")) for c in calls)
     if message.payload is not None:
         new["payload"] = copied(message.payload, what="payload")
-    return replace(message, **new)
+    return replace(message, **new) if new else message
 
 
 def checked(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,12 +122,12 @@ class Parts:
         return self.residents.of(scope).window(scope, count=self.count, expiry=self.settings.context.expiry_time)
 
 
-def recorded(entry: Entry) -> Record:
-    """*entry* with what search needs of it."""
+def recorded(entry: Entry, *, fresh: bool = False) -> Record:
+    """*entry* with what search needs of it; *fresh*: its id was made for it just now."""
     text = entry.content
     others, own = called(text)
     names = "\n".join((*others, *(f"={name}" for name in own))) if entry.name else ""
-    return Record(entry, len(text.split()), traits(text), names or None, term_ids(text).astype("<u4").tobytes())
+    return Record(entry, len(text.split()), traits(text), names or None, term_ids(text).astype("<u4").tobytes(), fresh)
 
 
 __all__ = ["Parts", "recorded"]
