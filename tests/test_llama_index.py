@@ -185,6 +185,15 @@ async def test_a_saved_workflow_context_finds_its_memory_again(buffer):
 # --- the memory itself ----------------------------------------------------------------------------------------------
 
 
+def test_get_need_not_search(session):
+    """With `search=False` nothing is quoted from before the recent turns."""
+    other = session.memory.session("old", user_id=session.user_id)
+    other.add(["The spare key hangs behind the blue door.", "And then we spoke of something else."])
+    for search in (True, False):
+        buffer = NeuralFlowMemory(session, search=search)
+        assert ("spare key hangs" in str(buffer.get("Where does the spare key hang?"))) == search
+
+
 ROUND_TRIPS = {
     "to_dict": lambda m: NeuralFlowMemory.from_dict(json.loads(json.dumps(m.to_dict()))),
     "to_json": lambda m: NeuralFlowMemory.from_json(m.to_json()),
@@ -198,12 +207,12 @@ ROUND_TRIPS = {
 @pytest.mark.parametrize("how", ROUND_TRIPS)
 def test_a_copy_is_connected_to_the_same_conversation(session, how):
     """Ids, limit and folder are all that travels: what one puts, the other gets, under the same limits."""
-    buffer = NeuralFlowMemory(session, token_limit=1234)
+    buffer = NeuralFlowMemory(session, token_limit=1234, search=False)
     buffer.put(ChatMessage("hi"))
     again = ROUND_TRIPS[how](buffer)
     assert again.model_dump() == buffer.model_dump()
     assert type(again) is NeuralFlowMemory
-    assert again.token_limit == 1234
+    assert (again.token_limit, again.search) == (1234, False)
     again.put(ChatMessage("hello", role="assistant"))
     assert said(buffer.get_all()) == turns("hi", "hello")
 

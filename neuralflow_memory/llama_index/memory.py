@@ -32,6 +32,7 @@ class NeuralFlowMemory(BaseMemory):
         tenant: The tenant of both. `agent_id`: marks who writes.
         path: The memory's folder.
         token_limit: The budget of `get`, in tokens; by default the memory's `budget.total`.
+        search: Whether `get` looks for what was said before the recent turns; without, it has the summary and those.
     """
 
     session_id: str
@@ -40,6 +41,7 @@ class NeuralFlowMemory(BaseMemory):
     agent_id: str | None = None
     path: str
     token_limit: int | None = None
+    search: bool = True
     _session: Session = PrivateAttr()
 
     def __init__(
@@ -49,6 +51,7 @@ class NeuralFlowMemory(BaseMemory):
         memory: Memory | None = None,
         path: str | None = None,
         token_limit: int | None = None,
+        search: bool = True,
         **fields: Any,
     ) -> None:
         ids = {key: fields[key] for key in ("session_id", "user_id", "tenant", "agent_id") if key in fields}
@@ -64,6 +67,7 @@ class NeuralFlowMemory(BaseMemory):
             agent_id=scope.agent_id,
             path=str(session.memory.path),
             token_limit=token_limit,
+            search=search,
         )
         self._session = session
 
@@ -80,7 +84,7 @@ class NeuralFlowMemory(BaseMemory):
             chat_history: Becomes the conversation, as by `set`; none or empty leaves the session as it is.
             **kwargs: Arguments of the class; what else a caller passes (`llm`, `tokenizer_fn`) is not needed here.
         """
-        known = {"session", "memory", "path", "token_limit", "session_id", "user_id", "tenant", "agent_id"}
+        known = {"session", "memory", "path", "token_limit", "search", "session_id", "user_id", "tenant", "agent_id"}
         memory = cls(**{key: value for key, value in kwargs.items() if key in known})
         if chat_history:
             memory.set(chat_history)
@@ -157,13 +161,14 @@ class NeuralFlowMemory(BaseMemory):
         return type(self).from_dict, (self.to_dict(),)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        return type(self)(self._session, token_limit=self.token_limit)
+        return type(self)(self._session, token_limit=self.token_limit, search=self.search)
 
     def _request(self, query: Any, taken: int) -> dict[str, Any]:
         return {
             "query": _query(query),
             "max_tokens": self.token_limit,
             "reserve_tokens": taken,
+            "search": self.search,
             "overflow": "truncate",
         }
 

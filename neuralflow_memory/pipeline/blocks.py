@@ -34,7 +34,7 @@ _LEAST = 0.08
 _WORD = re.compile(r"\w+")
 _BRIEF = 6  # words
 _LONGEST_BEFORE = 40  # tokens of the turn that a brief one answers
-_LINE = 12  # tokens of a line's date and speaker, about
+_LINE = 7  # tokens of a line's date and speaker, about
 _LONGEST_QUOTE = 160  # tokens; of a longer hit, the sentences that say most about the question
 
 

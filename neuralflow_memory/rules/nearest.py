@@ -11,7 +11,7 @@ Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 MOST_EXACT = 50_000
-_READ = 0.02  # share of the rows whose cosines are looked at, of those that are compressed
+_READ = 0.04  # share of the rows whose cosines are looked at, of those that are compressed
 _LEAST_READ = 16  # times as many rows as are wanted, at least
 _AT_ONCE = 4096  # rows that are compressed at a time
 _CACHED_BYTES, _CACHED_BITS = 256, 32_768  # rows at a time that leave what is made of them in the processor's cache
@@ -28,8 +28,9 @@ class Vectors:
 
     Up to *most_exact* rows they are held as float32, and cosines are exact. Beyond that a number takes eight bits, so that a
     cosine is off by about 0.0005, and a quarter of the room is enough. The rows that are nearest to a question are then
-    found by one more bit a number: whether it is above the average of its dimension. Rows that differ from the question in few of
-    these bits, those where the question is far from the average counting three times, are looked at closely.
+    found by one more bit for each dimension of the space, turned at random, so that none says more than another: on which side
+    of the average a vector lies. Rows that differ from the question in few of these bits, those where the question is far from
+    the average counting three times, are looked at closely.
     """
 
     def __init__(self, dimensions: int = 0, *, rows: int = 0, most_exact: int = MOST_EXACT) -> None:
@@ -41,6 +42,8 @@ class Vectors:
         self._bits = np.zeros((0, 0), np.uint64)
         """Of shape (words, rows): the bits of a row are in a column."""
         self._center = np.zeros(dimensions, np.float32)
+        self._turned = np.zeros((0, dimensions), np.float32)
+        """A rotation."""
         if rows > most_exact:
             self._compress()
 
@@ -56,7 +59,7 @@ class Vectors:
     def nbytes(self) -> int:
         if self._exact is not None:
             return self._exact.nbytes
-        return self._bytes.nbytes + self._scales.nbytes + self._bits.nbytes
+        return self._bytes.nbytes + self._scales.nbytes + self._bits.nbytes + self._turned.nbytes
 
     def resize(self, rows: int) -> None:
         """Make room for so many *rows*, of which there may only come more."""
@@ -107,7 +110,7 @@ class Vectors:
 
     def _close(self, question: Floats, *, number: int, among: npt.NDArray[np.bool_]) -> Rows:
         """At least *number* rows, or all, that differ least in their bits."""
-        offset = question - self._center
+        offset = self._turned @ (question - self._center)
         signs = _packed((offset > 0)[None, :])[:, 0]
         heavy = _packed((np.abs(offset) > offset.std())[None, :])[:, 0]
         distance = np.zeros(len(among), np.uint16)
@@ -132,6 +135,8 @@ class Vectors:
         rows = len(exact)
         there = exact[exact.any(axis=1)]
         self._center = there.mean(axis=0) if len(there) else self._center
+        random = np.random.default_rng(0).standard_normal((self.dimensions, self.dimensions))
+        self._turned = np.linalg.qr(random).Q.astype(np.float32)
         self._bytes, self._scales = np.zeros((rows, self.dimensions), np.int8), np.zeros(rows, np.float32)
         self._bits = np.zeros((-(-self.dimensions // 64), rows), np.uint64)
         for start in range(0, rows, _AT_ONCE):
@@ -142,7 +147,7 @@ class Vectors:
         scales = np.abs(vectors).max(axis=1) / 127
         self._scales[rows] = scales
         self._bytes[rows] = np.rint(vectors / np.where(scales > 0, scales, 1)[:, None])
-        self._bits[:, rows] = _packed(vectors > self._center)
+        self._bits[:, rows] = _packed((vectors - self._center) @ self._turned.T > 0)
 
 
 def _packed(bits: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
