@@ -9,7 +9,7 @@ FIND_PYTHON = for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix nightly lint typing docs notebooks clean
+.PHONY: help setup demo bench test matrix nightly lint typing docs notebooks clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' \
@@ -33,6 +33,9 @@ $(VENV)/.docs: $(VENV)/.installed
 
 demo: setup ## Play a half-year chat through LangChain and LlamaIndex, then ask about it; offline
 	@$(VENV)/bin/neuralflow-memory demo
+
+bench: setup ## Measure the memory beside what it replaces, in two minutes; `neuralflow-memory bench --full` measures all
+	@$(VENV)/bin/neuralflow-memory bench
 
 test: setup ## Run the tests, the layer rules included
 	@$(PYTHON) -m pytest --quiet

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 
 class _Section(BaseModel):
@@ -115,6 +117,47 @@ class Gemini(_Section):
     )
 
 
+class Chroma(_Section):
+    """Where the vector index is: in the folder, on a Chroma server, or in Chroma Cloud."""
+
+    url: str | None = Field(
+        default=None,
+        description="a server, e.g. `http://127.0.0.1:8000`; Chroma Cloud is `https://api.trychroma.com`; None: in the folder",
+    )
+    token: SecretStr | None = Field(default=None, description="what the server, or a proxy before it, asks for")
+    tenant: str = Field(default="default_tenant", min_length=1, description="a tenant that the server has")
+    database: str = Field(default="default_database", min_length=1, description="a database that the tenant has")
+    collection: str = Field(
+        default="entries",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]$",
+        description="the collection; each memory on a server has its own",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _plain(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        try:
+            parts = urlsplit(url)
+            whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            whole = False
+        if not whole or parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError(
+                "must be an address such as http://127.0.0.1:8000, without a user, password or query; what the server asks "
+                "for goes into chroma.token"
+            )
+        return url.rstrip("/")
+
+    @field_validator("token")
+    @classmethod
+    def _header(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and not re.fullmatch(r"[!-~]+", token.get_secret_value()):
+            raise ValueError("must be ASCII letters, digits and punctuation, as it is sent in a header")
+        return token
+
+
 class Embedding(_Section):
     """Which embedding model, where."""
 
@@ -122,6 +165,13 @@ class Embedding(_Section):
         default="all-MiniLM-L6-v2", description="a sentence-transformers model; 'none' for search by words alone"
     )
     device: str | None = Field(default=None, description="e.g. cpu, cuda; None lets the library choose")
+    backend: Literal["auto", "torch", "onnx"] = Field(
+        default="auto",
+        description="what computes; auto: torch where sentence-transformers is installed, else onnx if the model is here as ONNX",
+    )
+    preload: bool = Field(
+        default=True, description="load the model in the background when the memory is opened; else at its first use"
+    )
     on_change: Literal["raise", "reindex"] = Field(
         default="raise", description="what to do with a folder indexed by another model"
     )
@@ -146,6 +196,7 @@ class Settings(_Section):
     ranking: Ranking = Ranking()
     embedder: Embedding = Embedding()
     gemini: Gemini = Gemini()
+    chroma: Chroma = Chroma()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -174,4 +225,4 @@ def _unknown(loc: tuple[int | str, ...]) -> str:
     return f"there is no such option{f'; did you mean {near[0]!r}?' if near else ', but ' + ', '.join(known)}"
 
 
-__all__ = ["Budget", "Embedding", "Gemini", "Prompt", "Pruning", "Ranking", "Settings", "Tasks", "explained"]
+__all__ = ["Budget", "Chroma", "Embedding", "Gemini", "Prompt", "Pruning", "Ranking", "Settings", "Tasks", "explained"]

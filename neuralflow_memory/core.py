@@ -13,16 +13,24 @@ from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 from ._offload import Workers
-from .errors import ForkedError, IndexingError
+from .errors import ForkedError, IndexingError, StorageError
 from .pipeline.compact import compact
-from .pipeline.index import PARKED, index_batch
+from .pipeline.index import BATCH, PARKED, index_batch
 from .pipeline.parts import Parts
+from .protocols import EntryStore, Lock
 from .types import Scope
 
 _STORAGE_WORKERS = 4  # places at a time; see _offload
 _FOLDERS = 4  # folds at a time: one that waits for a slow model must not hold up the others
 _LONGEST_PAUSE = 30.0  # seconds between tries while nothing works
+_CHECK_PAUSE = 5.0  # the same, of asking a server that is down whether it is back
 _TRIES_BEFORE_RAISING = 3  # failed passes in a row after which flush() gives up waiting
+_LOOK_PAUSE = 0.25  # seconds between two looks at what other processes do
+_REOPENING_PAUSE = 5.0  # the same, of trying to open an index that could not be opened, or of asking a server how it is
+_STALLED = 30.0  # seconds without progress of another process after which flush() gives up waiting
+_TO_BE_MADE_ANEW = (
+    "to be made anew"  # the collection that the marks are about, when another process is to start a new one
+)
 
 
 class _Signal:
@@ -44,9 +52,12 @@ class _Signal:
             while True:
                 self._given.get_nowait()
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> bool:
+        """Whether it was given within so many seconds."""
         with suppress(Empty):
             self._given.get(timeout=seconds)
+            return True
+        return False
 
 
 class Core:
@@ -55,12 +66,28 @@ class Core:
     Writers tell it what to do by `_Signal`s and queues, which an interrupt of the writer can't break.
     """
 
-    def __init__(self, parts: Parts, *, release: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        index_lock: Lock,
+        wanted: Lock,
+        open_store: Callable[[], EntryStore] | None,
+        release: Callable[[], None],
+    ) -> None:
+        """Start work.
+
+        *index_lock* is of the process that indexes for all who have the folder open, *wanted* is shared by those who would, and
+        have an embedder. *open_store* opens the vector index, None if this process has nothing to do with it.
+        """
         self.parts = parts
         self.pid = os.getpid()
         self.workers = Workers(_STORAGE_WORKERS, name="storage")
         self.patient_workers = Workers(_FOLDERS, name="patient")
         """For calls that may wait long for a model."""
+        self._lock = index_lock
+        self._wanted = wanted
+        self._open_store = open_store
         self._release = release
         self._wake = _Signal()
         self._hurry = _Signal()
@@ -68,6 +95,12 @@ class Core:
         """Given when a batch was indexed or a fold is done."""
         self._indexing = threading.Lock()
         self._failures = 0
+        self._failure: Exception | None = None
+        """The last one of indexing."""
+        self._astray = True
+        """Whether the vector index may be another than the marks are about, or marks are on hold though it answers."""
+        self._checked = open_store is None
+        """Whether the vector index was looked at: until then, what it lost is not marked."""
         self._full: SimpleQueue[Scope | None] = SimpleQueue()
         self._folding: dict[Scope, bool] = {}
         """Sessions being folded or waiting for it; True when one filled up again meanwhile."""
@@ -76,12 +109,17 @@ class Core:
         """Held until the embedding model is loaded."""
         self._reranking = threading.Lock()
         """Held until the reranker is loaded."""
+        self._seen = -1
+        """The ledger's `data_version` when marks were looked for."""
+        self._asked = -_REOPENING_PAUSE
+        """When a server that others fill was asked how it is, or an index could not be opened."""
+        parts.residents.whole = parts.store is None
         parts.changed = self._wake.give
         parts.full = self._fold_later
         self._threads = [
             threading.Thread(target=self._fold, name=f"neuralflow-folder-{n}", daemon=True) for n in range(_FOLDERS)
         ]
-        if parts.store is not None:
+        if open_store is not None:
             self._loading.acquire()
             self._threads.append(threading.Thread(target=self._index, name="neuralflow-indexer", daemon=True))
         if hasattr(parts.reranker, "load"):
@@ -96,15 +134,108 @@ class Core:
     # -- indexing
 
     def _index(self) -> None:
-        self._load("embedder")
+        if self.parts.settings.embedder.preload:
+            self._load("embedder")
         self._loading.release()
+        leads = False
         while not self.parts.closing:
-            self._wake.clear()
-            pause = self._pass()  # the first does what a crash or an earlier process left
-            if pause:
-                # While nothing works, new turns are no reason to try sooner; flush() is.
-                self._wake.wait(pause) if self._failures == 0 else self._hurry.wait(pause)
-                self._hurry.clear()
+            led, leads = leads, self._lead()
+            if not leads:
+                self._follow()
+                self._hurry.wait(_LOOK_PAUSE)
+            elif not led:
+                self._begin()
+            else:
+                self._wake.clear()
+                pause = self._pass()  # the first does what a crash or an earlier process left
+                if pause:
+                    # While nothing works, new turns are no reason to try sooner; flush() is.
+                    self._rest(pause) if self._failures == 0 else self._hurry.wait(pause)
+            self._hurry.clear()
+
+    @property
+    def indexer(self) -> int | None:
+        """The process that indexes for all who have the folder open."""
+        return self.pid if self._lock.held else self._lock.pid
+
+    def _lead(self) -> bool:
+        """Whether this process indexes for all; it does as soon as nobody else does, and as long as it is open.
+
+        Without an embedder it only deletes, so it lets go as soon as somebody wants to who has one.
+        """
+        assert self._open_store is not None
+        parts = self.parts
+        if self._to_let_go():
+            self._let_go()
+            return False
+        if not self._lock.held and time.monotonic() < self._asked + _REOPENING_PAUSE and parts.store is None:
+            return False
+        if not self._lock.take():
+            if parts.model_id is not None:
+                self._wanted.take(shared=True)
+            return False
+        self._wanted.release()
+        if parts.store is None:
+            try:
+                parts.store = self._open_store()
+            except Exception as error:  # perhaps another process can
+                self._note("indexing", error)
+                self._asked = time.monotonic()
+                self._lock.release()
+                return False
+        return True
+
+    def _to_let_go(self) -> bool:
+        if self.parts.model_id is not None:
+            return False
+        nobody = self._wanted.take()
+        self._wanted.release()
+        return not nobody
+
+    def _let_go(self) -> None:
+        if self._lock.held:
+            store = self.parts.store
+            if store is not None and store.url is None:
+                self.parts.store = None
+                store.close()
+            self._lock.release()
+
+    def _begin(self) -> None:
+        """See what the vector index is about; the first time that this process indexes, and after another has."""
+        self._astray = True
+        try:
+            with self._indexing:
+                self._check()
+        except Exception as error:  # each batch will look again
+            self._note("indexing", error)
+        self._checked = True
+
+    def _follow(self) -> None:
+        """What is to be done while another process indexes: see that a server can be asked."""
+        store = self.parts.store
+        if store is not None and time.monotonic() > self._asked + _REOPENING_PAUSE:
+            self._asked = time.monotonic()
+            try:
+                store.check()
+            except Exception as error:
+                self._note("search", error)
+        self._checked = True
+        self._moved.give()
+
+    def _rest(self, pause: float) -> None:
+        """Wait for what this process, or another one, writes; not longer than *pause* (seconds)."""
+        end = time.monotonic() + pause
+        while (left := end - time.monotonic()) > 0:
+            if self._wake.wait(min(left, _LOOK_PAUSE)):
+                return
+            version = self.parts.ledger.data_version()
+            if version != self._seen:
+                self._seen = version
+                due = self._due()
+                if due is not None and due <= time.time():
+                    return
+            if self._to_let_go():
+                return
 
     def _load(self, name: str) -> None:
         load = getattr(getattr(self.parts, name), "load", None)
@@ -123,21 +254,54 @@ class Core:
 
     def _pass(self) -> float:
         """One batch; how long to wait before the next, in seconds."""
+        store = self.parts.store
+        assert store is not None
+        done = 0
         try:
             with self._indexing:
-                done = index_batch(self.parts)
-            self._failures = 0
+                done = self._batch()
+            if store.down is None:
+                self._failures = 0
         except Exception as error:  # nothing is lost: the marks stay, and are tried again
             self._failures += 1
+            self._failure = error
             self._note("indexing", error)
-            done = 0
         self._moved.give()
-        if self._failures:
-            return float(min(_LONGEST_PAUSE, 0.05 * 4**self._failures))
         if done:
             return 0.0
+        if self._failures:
+            return float(min(_LONGEST_PAUSE if store.down is None else _CHECK_PAUSE, 0.05 * 4**self._failures))
         due = self._due()
         return _LONGEST_PAUSE if due is None else max(0.01, due - time.time())
+
+    def _batch(self) -> int:
+        """Index one batch. While the vector index is down, it is only embedded, for search, and goes on hold."""
+        parts, store = self.parts, self.parts.store
+        assert store is not None
+        try:
+            self._check()
+        except StorageError:
+            if store.down is None:
+                raise
+            marks = parts.ledger.claim(now=time.time_ns() // 1000, limit=BATCH, gone=parts.embedder is None)
+            if not marks:
+                raise
+            with suppress(StorageError):  # once its vectors are kept
+                index_batch(parts)
+            parts.ledger.hold(marks)
+            return len(marks)
+        return index_batch(parts)
+
+    def _check(self) -> None:
+        """See that the vector index answers, and is the one that the marks are about."""
+        parts = self.parts
+        assert parts.store is not None
+        self._astray |= parts.store.check()
+        if self._astray:
+            if parts.model_id is not None and parts.store.model_id != parts.model_id and parts.ledger.models():
+                parts.ledger.mark_all()  # it was lost, or is another one: it is filled from the ledger
+            parts.ledger.release()
+            self._astray = False
 
     def _due(self) -> float | None:
         """When the next mark that is not parked is due, in seconds since 1970; None when none waits."""
@@ -180,16 +344,26 @@ class Core:
     def flush(self) -> None:
         while self._folding and not self.parts.closing:
             self._moved.wait(0.05)
-        if self.parts.store is None:
+        if self._open_store is None:
             return
         self._failures = 0
-        while self._due() is not None:
-            if self._failures >= _TRIES_BEFORE_RAISING:
+        left, since = -1, time.monotonic()
+        while self._due() is not None or not self._checked:
+            if not self._lock.held:
+                before, left = left, self.parts.ledger.waiting(parked_at=PARKED)
+                since = since if left == before else time.monotonic()
+                if time.monotonic() > since + _STALLED:
+                    raise IndexingError(
+                        f"process {self.indexer or 'unknown'} indexes for all who have this folder open, and makes no progress; "
+                        "nothing is lost, the entries wait in the ledger: see its stats() or end it, and call flush() again",
+                        path=str(self.parts.settings.path),
+                    )
+            elif self._failures >= _TRIES_BEFORE_RAISING:
                 raise IndexingError(
                     f"the vector index can't be brought up to date ({self.parts.trouble}); nothing is lost, the entries wait "
                     "in the ledger: mend the cause and call flush() again",
                     path=str(self.parts.settings.path),
-                )
+                ) from self._failure
             self._wake.give()
             self._hurry.give()
             self._moved.wait(0.05)
@@ -198,16 +372,30 @@ class Core:
         with self._loading, self._reranking:
             pass
 
+    def checked(self) -> None:
+        """Wait until the vector index was looked at for the first time."""
+        while not self._checked and not self.parts.closing:
+            time.sleep(0.01)
+
     def reindex(self) -> None:
         parts = self.parts
         parts.ledger.retry_parked()
-        if parts.store is not None and parts.model_id is not None:
+        if self._open_store is not None and parts.model_id is not None:
             known = parts.ledger.known_model(parts.model_id)
             with self._indexing:  # a batch under way would clear marks for what it wrote before the reset
-                parts.ledger.mark_all()
-                if known is not None:
-                    parts.store.reset(model_id=parts.model_id, dimensions=known[1])
-        self.flush()
+                if self._lock.held and parts.store is not None:
+                    self._check()
+                    parts.ledger.mark_all()
+                    if known is not None:
+                        parts.store.reset(model_id=parts.model_id, dimensions=known[1])
+                else:
+                    parts.ledger.collection = _TO_BE_MADE_ANEW
+        for _ in range(_TRIES_BEFORE_RAISING):
+            if parts.ledger.collection == _TO_BE_MADE_ANEW:
+                parts.ledger.mark_all()  # anew, if a batch was under way that has not seen it
+            self.flush()
+            if parts.ledger.collection != _TO_BE_MADE_ANEW:
+                break
 
     def check(self) -> None:
         """Raise unless this core can be used from here."""
@@ -233,6 +421,7 @@ class Core:
         self.patient_workers.close()
         if self.parts.store is not None:
             self.parts.store.close()
+        self._lock.release()  # another may go on at once
         self.parts.ledger.close()
         self._release()
 

@@ -11,10 +11,11 @@ from uuid import uuid4
 from ._offload import Workers, offload
 from .config import Settings
 from .core import Core
-from .errors import ClosedError
+from .errors import ClosedError, StorageError
 from .pipeline.index import PARKED
 from .pipeline.ingest import Messages, listed
 from .pipeline.parts import Parts
+from .protocols import EntryStore
 from .rules.budget import prompt_tokens
 from .session import Session
 from .types import Scope, SessionInfo
@@ -112,12 +113,16 @@ class Memory:
     def stats(self, *, verify: bool = False) -> dict[str, Any]:
         """Counts and states, for people and for monitoring.
 
-        *verify* also reads all of the ledger's file: "integrity" says whether it is sound, and "twins" lists session ids
-        that exist with and without a user, which are different conversations.
+        *verify* also waits until the vector index was asked whether it answers, and reads all of the ledger's file:
+        "integrity" says whether it is sound, and "twins" lists session ids that exist with and without a user, which are
+        different conversations. "indexer" is the process that indexes for all who have the folder open, perhaps this one.
         """
         parts = self._ready_parts()
+        if verify:
+            self._core.checked()
         found = {"path": str(self.path), **parts.ledger.totals(parked_at=PARKED)}
-        found["chroma"] = None if parts.store is None else parts.store.count()
+        found |= _index_state(parts.store)
+        found["indexer"] = self._core.indexer
         found["embedder"] = parts.model_id
         found["tokenizer"] = parts.counter.name
         found["exact_tokens"] = parts.counter.exact
@@ -202,6 +207,18 @@ class Memory:
 
     def __repr__(self) -> str:
         return f"Memory({str(self.path)!r})"
+
+
+def _index_state(store: EntryStore | None) -> dict[str, Any]:
+    """Where the vector index is, how many entries it holds, and why it does not say."""
+    found: dict[str, Any] = {"chroma": None, "store": None, "store_error": None}
+    if store is not None:
+        found["store"] = store.url or "embedded"
+        try:
+            found["chroma"] = store.count()
+        except StorageError as error:
+            found["store_error"] = str(error)
+    return found
 
 
 __all__ = ["Memory"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from .types import TYPE_NUMBER, Entry, MemoryType, Message, Scope, SessionInfo, Summary, microseconds
 
@@ -171,6 +171,19 @@ class StoredWindow:
     """The model that the session's prompts went to, as the host reported it."""
 
 
+class Change(NamedTuple):
+    """Something that another process has changed.
+
+    *number*: an entry that was written or deleted, or that has a vector now (then *session* is None); 0 where only the window
+    or summary of a *session* was changed, or all of those of the owner if it is None. *owner*: as `Scope.owner`; None where
+    something was changed that is of no owner: what models charge.
+    """
+
+    owner: tuple[str, str | None, str | None] | None
+    number: int
+    session: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Dirty:
     """An entry whose state at `version` the vector index has not seen. `attempts`: failures so far."""
@@ -226,6 +239,26 @@ class ValuesWritten:
     expired: int = 0
 
 
+class Lock(Protocol):
+    """A lock among processes, which the system gives back however a process ends."""
+
+    @property
+    def held(self) -> bool: ...
+
+    @property
+    def pid(self) -> int | None:
+        """The process that has it for itself; None if nobody has, or that can't be told."""
+        ...
+
+    def take(self, *, shared: bool = False) -> bool:
+        """Take it unless somebody else has it, without waiting; whether it is held now."""
+        ...
+
+    def release(self) -> None:
+        """Give it back; no error if it is not held."""
+        ...
+
+
 class Ledger(Protocol):
     """The ordered record and the source of truth. Each method is one transaction or one read; times in microseconds.
 
@@ -234,6 +267,34 @@ class Ledger(Protocol):
     """
 
     def close(self) -> None: ...
+    @property
+    def id(self) -> str:
+        """Names this ledger, and copies of it, among others; says nothing about what is in it."""
+        ...
+
+    def settled(self) -> None:
+        """From now on, other processes may have it open."""
+        ...
+
+    def data_version(self) -> int:
+        """A number that is another one once anybody has written, also in another process. Asking costs next to nothing."""
+        ...
+
+    def changes(self, after: int | None) -> tuple[list[Change] | None, int]:
+        """What other processes have changed since *after*, and the number to ask with next time; with None only that.
+
+        None: that was so long ago that anything may have changed.
+        """
+        ...
+
+    @property
+    def collection(self) -> str | None:
+        """The collection of the vector index that the dirty marks are about, None before the first."""
+        ...
+
+    @collection.setter
+    def collection(self, id: str) -> None: ...
+
     def key(self, scope: Scope, *, id: str, knowledge: bool = False) -> str:
         """The key of an entry: opaque, bound to its scope, the same wherever it is computed in this folder."""
         ...
@@ -367,8 +428,8 @@ class Ledger(Protocol):
         """How many entries a session, or its whole owner, has."""
         ...
 
-    def features(self, owner: int) -> list[Feature]:
-        """What search reads of all of an owner's entries."""
+    def features(self, owner: int, numbers: Sequence[int] | None = None) -> list[Feature]:
+        """What search reads of all of an owner's entries, or of those with *numbers*, in the order of numbers."""
         ...
 
     def session_number(self, scope: Scope) -> int | None:
@@ -434,12 +495,24 @@ class Ledger(Protocol):
         """Mark every entry as changed: the vector index is to be rebuilt, from the vectors that are kept here."""
         ...
 
-    def vectors(self, owner: int, model: int) -> list[tuple[int, bytes]]:
-        """All vectors of an owner by a model: (number, float32 bytes), in the order of their numbers."""
+    def vectors(self, owner: int, model: int, numbers: Sequence[int] | None = None) -> list[tuple[int, bytes]]:
+        """An owner's vectors by a model, or those with *numbers*: (number, float32 bytes), in the order of their numbers."""
         ...
 
     def cached_vectors(self, hashes: Sequence[bytes]) -> dict[bytes, bytes]:
         """Vectors already known, by content hash."""
+        ...
+
+    def question(self, scope: Scope, digest: bytes) -> tuple[bytes | None, int]:
+        """The vector kept of a question, by content hash, None where there is none; and the owner's erase epoch."""
+        ...
+
+    def keep_question(self, scope: Scope, digest: bytes, *, model: str, vector: bytes, erase_epoch: int) -> None:
+        """Keep the vector of a question, of which an owner has a bounded number, until something of the owner is deleted.
+
+        Not if it is none of the model's, or if the owner was erased since *erase_epoch*. Raises `StorageError` rather than
+        wait for somebody who has the file locked.
+        """
         ...
 
     def put_vectors(self, model: int, rows: Sequence[tuple[int, int, bytes, bytes]]) -> list[int]:
@@ -458,12 +531,24 @@ class Ledger(Protocol):
         """Count a failure of a mark and let it wait until *retry_at*."""
         ...
 
+    def hold(self, marks: Sequence[Dirty]) -> None:
+        """Let marks wait until `release`, which is no failure of theirs."""
+        ...
+
+    def release(self) -> None:
+        """Let the marks on hold be tried now."""
+        ...
+
     def retry_parked(self) -> None:
         """Let every waiting mark be tried again now."""
         ...
 
     def next_retry(self, *, gone: bool = False) -> int | None:
         """When the earliest mark is due, None when nothing is marked; with *gone* only deleted entries' count."""
+        ...
+
+    def waiting(self, *, parked_at: int) -> int:
+        """How many marks are there, without those that are parked."""
         ...
 
     def totals(self, *, parked_at: int) -> dict[str, Any]:
@@ -485,6 +570,18 @@ class EntryStore(Protocol):
     Every call names the `partition` (a stable, opaque text per tenant and user, or per userless session); no store is
     ever asked without one.
     """
+
+    url: str | None
+    """Where it is served, None if it is in this process."""
+    down: str | None
+    """Why it can't be asked at the moment: every call raises `StorageError` at once. None while it answers."""
+
+    def check(self) -> bool:
+        """Ask whether it answers. True the first time, if it was down, and if it is another than before: it lost what it held.
+
+        The only call that waits for a store that is down. Raises `StorageError` if it does not answer.
+        """
+        ...
 
     def upsert(
         self,
@@ -517,7 +614,7 @@ class EntryStore(Protocol):
 
     @property
     def model_id(self) -> str | None:
-        """The embedding model that it was made for, None while it is new."""
+        """The embedding model that it was made for, None while it is new, and if it is not the one that the marks are about."""
         ...
 
     def reset(self, *, model_id: str, dimensions: int) -> None:
@@ -530,6 +627,7 @@ class EntryStore(Protocol):
 __all__ = [
     "AccessPolicy",
     "Appended",
+    "Change",
     "Clock",
     "Dirty",
     "Embedder",
@@ -537,6 +635,7 @@ __all__ = [
     "Feature",
     "Floor",
     "Ledger",
+    "Lock",
     "Namespace",
     "OnConflict",
     "Record",

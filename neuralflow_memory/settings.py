@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import MethodType
@@ -18,7 +19,7 @@ from typing import Any
 
 from .config import Embedding, Settings
 from .core import Core
-from .errors import ConfigError, FolderError, MissingDependency, ModelMismatch, StorageError, brief
+from .errors import ConfigError, FolderError, ForkedError, MissingDependency, ModelMismatch, StorageError, brief
 from .memory import Memory
 from .models.cross_encoder import as_reranker
 from .models.extractive import ExtractiveSummarizer
@@ -32,11 +33,11 @@ from .rules.traits import VERSION as TRAITS_VERSION
 from .security.access import AllowOwn
 from .sources import IN_MEMORY, laid_over, read_settings
 from .storage.ledger.sqlite import SqliteLedger
-from .storage.lock import FolderLock
+from .storage.lock import FolderLocks
 
 LEDGER_FILE = "ledger.sqlite3"
 CHROMA_FOLDER = "chroma"
-_OURS = frozenset({LEDGER_FILE, LEDGER_FILE + "-wal", LEDGER_FILE + "-shm", CHROMA_FOLDER, "lock"})
+_OURS = frozenset({LEDGER_FILE, LEDGER_FILE + "-wal", LEDGER_FILE + "-shm", CHROMA_FOLDER, "lock", "open"})
 _PARTS = ("embedder", "reranker", "summarizer", "token_counter", "policy", "clock")
 
 
@@ -52,6 +53,8 @@ class _Opened:
 
 _opened: dict[Path, _Opened] = {}
 _opening = threading.Lock()
+_chroma_pids: set[int] = set()
+"""The processes, of this one and those that it was forked from, that have opened an embedded index."""
 
 
 def open_memory(
@@ -90,7 +93,8 @@ def open_memory(
     Raises:
         ConfigError: An option is wrong, or differs from those that the folder is open with.
         FolderError: The folder is not a memory, or from a newer version.
-        FolderInUse: Another process has it open.
+        FolderInUse: A process of another version of this package has it open, or one with another model that is to be changed.
+        ForkedError: This process was forked from one that had it open, or another one with an index in its folder.
         ModelMismatch: It was indexed with another embedding model.
     """
     parts: dict[str, Any] = {
@@ -206,23 +210,45 @@ def _close_handle(core: Core) -> None:
 def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[], Any]) -> Core:
     folder = settings.path
     _prepare(folder)
-    lock = FolderLock(folder)
+    locks = FolderLocks(folder)
     ledger: Ledger | None = None
     store: EntryStore | None = None
     try:
         counter = given["token_counter"] or token_counter(settings.tokenizer)
-        ledger = SqliteLedger(folder / LEDGER_FILE, counter=counter.name, durability=settings.durability)
+        ledger = SqliteLedger(
+            folder / LEDGER_FILE, counter=counter.name, durability=settings.durability, alone=locks.alone
+        )
         embedder = given.get("embedder") or _embedder(settings)
         model_id = None if embedder is None else _model_id(embedder)
         if model_id is not None:
             _check_model(ledger, model_id, on_change=settings.embedder.on_change)
-        if model_id is not None or (folder / CHROMA_FOLDER).exists():  # without a model, to delete from it
+        ledger.retokenize(_lexical_version(), recorded)
+        ledger.settled()
+        locks.settled()
+        opener: Callable[[], EntryStore] | None = None
+        made = settings.chroma.url is not None or (folder / CHROMA_FOLDER).exists()
+        if settings.chroma.url is None and _forked_from_chroma():
+            if model_id is not None:
+                raise ForkedError(
+                    "this process was forked from one that had a memory open, and Chroma, without the threads that it had there, "
+                    "would hang here; open memories after the fork only (in gunicorn's post_fork, Celery's "
+                    "worker_process_init), start processes with 'spawn', or use a Chroma server (chroma.url)"
+                )
+            made = False
+        if made or model_id is not None:  # without a model, to delete from it
             from .storage.chroma import ChromaStore
 
-            store = ChromaStore(folder / CHROMA_FOLDER)
-            if model_id is not None and store.model_id != model_id and ledger.models():
-                ledger.mark_all()  # the index was lost, or is another model's: it is filled from the ledger
-        ledger.retokenize(_lexical_version(), recorded)
+            def open_store() -> EntryStore:
+                if settings.chroma.url is None:
+                    _chroma_pids.add(os.getpid())
+                return ChromaStore(folder / CHROMA_FOLDER, options=settings.chroma, ledger=ledger)
+
+            opener = open_store
+            # Embedded, it is of one process at a time; the others get it when that ends.
+            if locks.index.take() or settings.chroma.url is not None:
+                store = open_store()
+        else:
+            locks.index.release()
         floor = ExtractiveSummarizer(counter)
         summarizer = _summarizer(given["summarizer"], settings)
         if settings.gemini.spend_cap is not None and not getattr(summarizer, "priced", True):
@@ -242,7 +268,7 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
             floor=floor,
             policy=given["policy"] or AllowOwn(),
             clock=given["clock"] or _utc_now,
-            residents=Residents(ledger, max_bytes=settings.ram_mb * 1024 * 1024),
+            residents=Residents(ledger, max_bytes=settings.ram_mb * 1024 * 1024, model_id=model_id),
             reranker=None if given["reranker"] is None else as_reranker(given["reranker"]),
         )
     except BaseException:
@@ -250,15 +276,21 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
             if part is not None:
                 with suppress(Exception):
                     part.close()
-        lock.release()
+        locks.release()
         release()
         raise
+    parts.exclusive = partial(locks.hold, given_up=lambda: parts.closing)
 
     def done() -> None:
-        lock.release()
+        locks.release()
         release()
 
-    return Core(parts, release=done)
+    return Core(parts, index_lock=locks.index, wanted=locks.wanted, open_store=opener, release=done)
+
+
+def _forked_from_chroma() -> bool:
+    """Whether a parent of this process had an embedded index open before the fork."""
+    return bool(_chroma_pids - {os.getpid()})
 
 
 def _prepare(folder: Path) -> None:
@@ -281,8 +313,14 @@ def _embedder(settings: Settings) -> Embedder | None:
     options = settings.embedder
     if options.model == "none":
         return None
-    if find_spec("sentence_transformers") is None:
-        if "model" in options.model_fields_set:
+    torch = find_spec("sentence_transformers") is not None
+    if options.backend == "onnx" or (options.backend == "auto" and not torch):
+        from .models.onnx import OnnxEmbedder, is_here
+
+        if options.backend == "onnx" or is_here(options.model):
+            return OnnxEmbedder(options.model)
+    if not torch:
+        if "model" in options.model_fields_set or options.backend == "torch":
             raise MissingDependency("sentence-transformers", "local", f"The embedding model {options.model!r}")
         warnings.warn(
             "no embedder: search works by words alone. For search by meaning: pip install 'neuralflow-memory[local]', "

@@ -8,7 +8,8 @@ import time
 import pytest
 from hypothesis import HealthCheck, settings
 
-from neuralflow_memory import open_memory
+import neuralflow_memory.settings as settings_module
+from neuralflow_memory import Memory, open_memory
 from neuralflow_memory.testing import HashingEmbedder
 
 settings.register_profile("default", max_examples=100, deadline=None)
@@ -114,6 +115,23 @@ def opened(folder):
     def open_(path=folder, **options):
         options.setdefault("embedder", HashingEmbedder())
         memories.append(open_memory(path, **options))
+        return memories[-1]
+
+    yield open_
+    for memory in memories:
+        memory.close()
+
+
+@pytest.fixture
+def beside():
+    """A second core on the folder of a memory, with RAM, files and locks of its own, as another process has them."""
+    memories = []
+
+    def open_(memory, **parts):
+        given = dict.fromkeys(("embedder", "reranker", "summarizer", "token_counter", "policy", "clock"))
+        given["embedder"] = parts.get("embedder", HashingEmbedder()) if memory._core.parts.embedder else None
+        core = settings_module._open(memory.settings, {**given, **parts}, release=lambda: None)
+        memories.append(Memory(core, on_close=lambda core: core.close()))
         return memories[-1]
 
     yield open_

@@ -29,7 +29,7 @@ from neuralflow_memory.testing import HashingEmbedder
 from neuralflow_memory.types import Candidate, Context, Message, SessionInfo
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["add", "context", "demo", "doctor", "eval", "fit", "import", "search", "sessions", "stats"]
+COMMANDS = ["add", "bench", "context", "demo", "doctor", "eval", "fit", "import", "search", "sessions", "stats"]
 
 LINES = [
     {"session_id": "garden", "user_id": "ada", "role": "user", "content": "The beans go by the south wall."},
@@ -463,23 +463,24 @@ def test_doctor_fails_on_a_folder_that_is_no_memory(run, tmp_path):
     assert "wrong" in {f["level"] for f in json.loads(result.stdout)}
 
 
-def test_doctor_says_when_another_process_has_the_folder(run, tmp_path):
-    """A folder in use is not damaged: doctor names the state and exits with 0."""
+def test_commands_work_beside_a_running_application(run, tmp_path):
+    """Doctor says who indexes; what one adds, the other sees."""
     run("add", "Hello.", "--session", "s")
     code = (
-        f"from neuralflow_memory import open_memory\nwith open_memory({str(tmp_path / 'memory')!r}, embedder='none'):\n"
-        "    print('open', flush=True)\n    input()"
+        "from neuralflow_memory import open_memory\nfrom neuralflow_memory.testing import HashingEmbedder\n"
+        f"with open_memory({str(tmp_path / 'memory')!r}, embedder=HashingEmbedder()) as memory:\n"
+        "    chat = memory.session('s')\n    memory.flush()\n    print('open', flush=True)\n    input()\n"
+        "    print([m.content for m in chat.messages()], flush=True)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout.readline() == "open\n"
-        findings = {f["name"]: f for f in said(run("doctor", "--json"))}
-        result = run("stats", code=1)
-        other.communicate("\n")
-    assert findings["folder"]["level"] == "note"
-    assert str(other.pid) in findings["folder"]["detail"]
-    assert result.stderr.startswith("Error: ")
+        findings = [f["detail"] for f in said(run("doctor", "--json"))]
+        assert any(str(other.pid) in detail and "indexes" in detail for detail in findings)
+        assert "entries" in run("stats").stdout
+        run("add", "Good evening.", "--session", "s")
+        assert other.communicate("\n")[0] == "['Hello.', 'Good evening.']\n"
 
 
 def test_doctor_points_at_one_session_id_with_and_without_a_user(run):

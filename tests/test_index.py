@@ -390,7 +390,7 @@ def test_vectors_of_another_length_under_one_models_name_are_refused(opened, cha
     chat = memory.session("chat", user_id="ada")
     chat.add(["My cat is called Tom", "The weather is fine"])
     memory.flush()
-    chat.search("cat")
+    chat.search("weather")
     if change == "reopened":
         memory.close()
         embedder = Nameless(32)

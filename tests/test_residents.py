@@ -8,10 +8,10 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import SMALL, index_keys, live_keys, texts
+from conftest import SMALL, index_keys, live_keys, texts, wait_until
 
 import neuralflow_memory._failpoints as failpoints
-from neuralflow_memory import Message, ToolCall
+from neuralflow_memory import Message, NotFound, ToolCall
 from neuralflow_memory.pipeline.parts import Parts
 from neuralflow_memory.pipeline.resident import Resident
 from neuralflow_memory.pipeline.search import _model
@@ -212,6 +212,122 @@ def test_ram_equals_the_ledger_after_anything(opened, seed):
             memory.flush()
             agree(memory, chat, sessions=life.chats)
             assert index_keys(memory) == live_keys(memory)
+
+
+@pytest.mark.parametrize("seed", [4, 5, 6])
+def test_ram_equals_the_ledger_whoever_else_writes(opened, beside, seed):
+    """Two cores on one folder, each with RAM of its own, as two processes have them: both see what either did."""
+    memory = opened(pruning=SMALL, tokenizer="approx")
+    other = beside(memory)
+    lives = [Life(memory, seed=seed), Life(other, seed=seed + 100)]
+    lives[1].calls = 1000
+    for life in lives:
+        life.chats["a"].add("cat")
+        life.chats["a"].search("cat")
+    held = [
+        m._core.parts.resident(lives[0].chats["a"].scope) for m in (memory, other)
+    ]  # or it is let go, and read anew
+    compared = 0
+    for step in range(120):
+        life = lives[life_of := lives[0].random.randrange(2)]
+        try:
+            what = life.act()
+        except NotFound:  # what is done in the background of the other was faster
+            continue
+        wait_until(lambda: not memory._core._folding and not other._core._folding)
+        compared += sum(resident.index is not None for resident in held)
+        for each in lives:
+            try:
+                agree(each.chats["a"].memory, each.chats["a"], sessions=each.chats, vectors=False)
+            except AssertionError as error:
+                pytest.fail(f"after step {step}, {what!r} by {life_of}: {error}")
+        if step % 30 == 29:
+            for each in lives:
+                each.chats["a"].memory.flush()
+            for each in lives:
+                agree(each.chats["a"].memory, each.chats["a"], sessions=each.chats)
+            assert index_keys(memory) == live_keys(memory)
+    assert compared > 50
+
+
+def test_changes_by_others_are_taken_in_one_by_one(opened, beside):
+    """What RAM holds is not read anew because of a few turns of another process, and is because of many."""
+    memory = opened(embedder="none", pruning={"max_context_items": 900, "summarization_threshold": 1000})
+    other = beside(memory, embedder=None)
+    chat, theirs = (m.session("chat", user_id="ada") for m in (memory, other))
+    chat.add([f"Turn {n} about sailing" for n in range(300)])
+    chat.search("sailing")
+    resident = memory._core.parts.resident(chat.scope)
+    before = resident.index
+    for n in range(20):
+        theirs.add(f"Their turn {n} about gliding")
+        chat.add(f"My turn {n} about walking")
+    theirs.entries.delete(theirs.messages()[0].id)
+    found = {h.entry.content for h in chat.search("gliding", k=100)}
+    assert {f"Their turn {n} about gliding" for n in range(20)} <= found
+    assert resident.index is before
+    assert len(chat.messages(view="window")) == len(theirs.messages(view="window")) == 339
+    theirs.add([f"Turn {n} about gliding" for n in range(300)])
+    assert sum("gliding" in h.entry.content for h in chat.search("gliding", k=700)) == 320
+    assert resident.index is not before
+    agree(memory, chat, sessions=["chat"], vectors=False)
+
+
+def test_of_two_who_write_at_once_each_takes_in_the_other_first(opened, beside, monkeypatch):
+    """Another's turn that comes between the beginning of an add and its transaction has its place before it, in RAM too."""
+    memory = opened(embedder="none")
+    other = beside(memory, embedder=None)
+    chat, theirs = (m.session("chat", user_id="ada") for m in (memory, other))
+    chat.add("One")
+    chat.search("One")
+    resident = memory._core.parts.resident(chat.scope)
+    before = resident.index
+    real = memory._core.parts.ledger.append
+
+    def late(*arguments, **options):
+        theirs.add("Two")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(memory._core.parts.ledger, "append", late)
+    chat.add("Three")
+    assert resident.index is before
+    assert before.number[before.alive].tolist() == [e.number for e in chat.entries.list()]
+    agree(memory, chat, sessions=["chat"], vectors=False)
+    assert texts(chat.messages(view="window")) == ["One", "Two", "Three"]
+
+
+def test_what_was_changed_too_long_ago_to_be_known_is_read_anew(opened, beside):
+    """Ten thousand changes are remembered; a process that has not looked for longer forgets what it has."""
+    memory = opened(embedder="none")
+    other = beside(memory, embedder=None)
+    chat, theirs = (m.session("chat", user_id="ada") for m in (memory, other))
+    chat.add("One")
+    chat.search("One")
+    theirs.add("Two")
+    with other._core.parts.ledger._db.lock, other._core.parts.ledger._db.write() as db:
+        db.execute("UPDATE changes SET id = id + 11000")
+        db.execute("DELETE FROM changes WHERE id < (SELECT max(id) FROM changes)")
+    assert texts(chat.messages(view="window")) == ["One", "Two"]
+    assert len(chat.search("Two")) == 1
+    agree(memory, chat, sessions=["chat"], vectors=False)
+    big = memory.session("big", user_id="bob")
+    for n in range(13):
+        big.add([f"{n}-{i}" for i in range(1000)])
+    with memory._core.parts.ledger._db.read() as db:
+        kept = db.execute("SELECT count(*), max(id) FROM changes").fetchone()
+    assert 10_000 <= kept[0] <= 11_000 < kept[1]
+
+
+def test_what_a_model_charges_is_learned_from_others(opened, beside):
+    """A margin that one process has learned holds in the next prompt of the other."""
+    memory = opened(embedder="none")
+    other = beside(memory, embedder=None)
+    chat, theirs = (m.session("chat", user_id="ada") for m in (memory, other))
+    chat.add("One")
+    assert chat.context().margin == 1.0
+    for _ in range(5):
+        theirs.report_usage("a model", 2 * theirs.context().tokens)
+    assert chat.context().margin == theirs.context().margin > 1.5
 
 
 def grown(opened):

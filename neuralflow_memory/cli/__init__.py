@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from neuralflow_memory.errors import NeuralFlowError
 
-from . import conversation, demo, doctor, evaluating, fitting, importing, overview, render
+from . import benchmarking, conversation, demo, doctor, evaluating, fitting, importing, overview, render
 
 
 class _Commands(TyperGroup):
@@ -44,6 +44,7 @@ for _command in (
 app.command("import")(importing.import_)
 app.command("eval")(evaluating.eval_)
 app.command()(fitting.fit)
+app.command()(benchmarking.bench)
 
 
 def _version(wanted: bool) -> None:

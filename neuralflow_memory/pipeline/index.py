@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 
 from .._failpoints import failpoint
-from ..errors import StorageFull
+from ..errors import StorageError, StorageFull
 from ..protocols import Dirty
 from ..rules.vectors import unit_rows
 from ..types import Entry, Scope, microseconds
@@ -45,6 +46,8 @@ def index_batch(parts: Parts) -> int:
     try:
         _index(parts, marks)
     except Exception:  # whatever an embedder or Chroma may raise
+        if parts.store is not None and parts.store.down is not None:
+            raise
         _probe(parts)
         _one_by_one(parts, marks)
     return len(marks)
@@ -153,6 +156,26 @@ def embed_now(parts: Parts, scope: Scope) -> None:
         _embed(parts, list(parts.ledger.by_numbers(scope, pending).values()))
 
 
+def embed_question(parts: Parts, scope: Scope, text: str) -> Vector:
+    """The unit vector of a question.
+
+    Of the newest 256 that a user asked it is kept in the ledger, under a hash that is bound to the user and the model: asked
+    again, also after a restart, they are not embedded. They are forgotten when anything of that user is changed or deleted.
+    """
+    assert parts.embedder is not None
+    assert parts.model_id is not None
+    digest = parts.ledger.content_hash(scope, text=text, model_id=parts.model_id)
+    kept, erase_epoch = parts.ledger.question(scope, digest)
+    if kept is not None:
+        return np.frombuffer(kept, np.float32)
+    vector: Vector = unit_rows([parts.embedder.embed_query(text)], rows=1)[0]
+    with suppress(StorageError):  # a ledger that can't be written to is no reason not to search
+        parts.ledger.keep_question(
+            scope, digest, model=parts.model_id, vector=vector.tobytes(), erase_epoch=erase_epoch
+        )
+    return vector
+
+
 def embed(parts: Parts, entries: Sequence[Entry]) -> dict[int, Vector]:
     """Unit vectors of *entries* by number, from the ledger where they are known; entries without words have none."""
     found: dict[int, Vector] = {}
@@ -164,6 +187,16 @@ def embed(parts: Parts, entries: Sequence[Entry]) -> dict[int, Vector]:
 
 
 def _embed(parts: Parts, entries: Sequence[Entry]) -> dict[int, Vector]:
+    with ExitStack() as held:
+        for owner in sorted(
+            {e.number >> 32 for e in entries}
+        ):  # in this order everywhere, so that nobody waits for ever
+            held.enter_context(parts.exclusive(f"embed-{owner}"))
+        return _embedded(parts, entries)
+
+
+def _embedded(parts: Parts, entries: Sequence[Entry]) -> dict[int, Vector]:
+    """Vectors of *entries*, kept in the ledger; no other process embeds anything of their owners meanwhile."""
     assert parts.embedder is not None
     assert parts.model_id is not None
     ledger = parts.ledger
@@ -196,4 +229,4 @@ def _embed(parts: Parts, entries: Sequence[Entry]) -> dict[int, Vector]:
     return {e.number: known[h] for e, h in zip(entries, hashes, strict=True)}
 
 
-__all__ = ["EMBED_NOW", "PARKED", "embed", "embed_now", "index_batch"]
+__all__ = ["EMBED_NOW", "PARKED", "embed", "embed_now", "embed_question", "index_batch"]

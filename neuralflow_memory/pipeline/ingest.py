@@ -184,10 +184,7 @@ def weighed(record: Record) -> Record:
 def take(parts: Parts, scope: Scope, written: Sequence[Record], *, session: int) -> None:
     """Bring what is in RAM up to date with records that were just written; hold the resident's lock."""
     resident = parts.resident(scope)
-    index = resident.index
-    if index is not None:
-        for record in written:
-            index.put(record.feature(session=session))
+    resident.put(record.feature(session=session) for record in written)
     turns = [r.entry for r in written if r.entry.position is not None]
     if not turns or scope.session_id is None:
         return

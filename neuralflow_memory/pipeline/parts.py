@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from weakref import WeakValueDictionary
@@ -40,6 +41,8 @@ class Parts:
         floor: The summarizer that needs no model, for when `summarizer` fails.
         model_id: Names the embedder; None without one.
         embedding: Held around `embed_documents`, which embedders serve one call at a time. Never taken under another lock.
+        exclusive: Held around what only one process may do at a time, by name; waits for the others. Taken under no lock but
+            `embedding` or a fold's.
         changed: Called after a write that left dirty marks.
         full: Called with the scope of a session whose window is over its limits.
         tally: Counts of what happened since the memory was opened, for `stats()`.
@@ -66,12 +69,15 @@ class Parts:
     changed: Callable[[], None] = lambda: None
     full: Callable[[Scope], None] = lambda _: None
     embedding: threading.Lock = field(default_factory=threading.Lock)
+    exclusive: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
     tally: Counter[str] = field(default_factory=Counter)
     trouble: str | None = None
     breaker: Breaker = field(default_factory=Breaker)
     closing: bool = False
     _margins: dict[str, dict[str, float]] = field(default_factory=dict)
     """Of each model of a tenant, as far as they were asked for."""
+    _priced: int = 0
+    """`Residents.prices` when they were read."""
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _folds: WeakValueDictionary[Scope, threading.Lock] = field(default_factory=WeakValueDictionary)
     count_again: Callable[[str], int] = field(init=False)
@@ -87,9 +93,14 @@ class Parts:
 
     def margins(self, tenant: str) -> dict[str, float]:
         """By how much each model's tokens exceed ours at most, by what a tenant's sessions reported of it."""
-        if tenant not in self._margins:
-            self._margins[tenant] = {row[1]: margin(*row[2:]) for row in self.ledger.calibration(tenant)}
-        return self._margins[tenant]
+        self.residents.look()
+        if self._priced != self.residents.prices:  # another process has learned something
+            self._priced = self.residents.prices
+            self._margins.clear()
+        known = self._margins.get(tenant)
+        if known is None:
+            known = self._margins[tenant] = {row[1]: margin(*row[2:]) for row in self.ledger.calibration(tenant)}
+        return known
 
     def calibrate(self, scope: Scope, *, model: str, ratio: float) -> float:
         """Take in that *model* was charged *ratio* times our tokens; its margin now."""

@@ -3,12 +3,18 @@ to date by writes, bounded by bytes.
 
 Each resident has a lock that covers its owner's writes from the ledger's transaction to the change in RAM, so that
 the two never disagree. It is never held while embedding or calling an LLM.
+
+Other processes write to the same ledger. What they have changed is looked up, and RAM follows, each time that a resident is
+asked for by somebody who does not hold its lock yet: so nothing moves under the feet of who holds it, and everybody begins
+with what was there at that moment. What comes between that and a write of one's own is known by then, too: of several who
+write, each takes the next numbers.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -16,7 +22,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from ..protocols import Ledger
+from ..protocols import Change, Feature, Ledger
 from ..rules.budget import pauses
 from ..types import Entry, Message, Scope
 from .scope_index import ScopeIndex
@@ -26,6 +32,9 @@ if TYPE_CHECKING:
 
 _WINDOWS = 256  # windows kept of one owner
 _WEIGH_EVERY = 64  # uses of a resident between two looks at what it holds
+_MOST_NEWS = 2000  # changes by others that wait for a resident's next use; more, and it is read anew
+_FEW = 256  # changed entries that are taken in one by one, whatever share of all they are
+_SHARE = 4  # and if they are not so many that one in four has changed
 
 
 @dataclass(slots=True)
@@ -87,11 +96,24 @@ class Window:
 class Resident:
     """One owner's share of the RAM. Hold `lock` around any use of `index` and `window()`."""
 
-    def __init__(self, scope: Scope, ledger: Ledger, *, max_bytes: int) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        ledger: Ledger,
+        *,
+        max_bytes: int,
+        model_id: str | None = None,
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
+        """*look* puts into `news` what others have changed since it was called last."""
         self.lock = threading.RLock()
         self._max_bytes = max_bytes
         self._scope = scope
         self._ledger = ledger
+        self._model_id = model_id
+        self._look = look
+        self.news: deque[Change | None] = deque()
+        """What others have changed and RAM does not show yet; None stands for anything."""
         self._index: ScopeIndex | None = None
         self._windows: OrderedDict[str, Window] = OrderedDict()
         self._sent: dict[str, Sent] = {}
@@ -136,6 +158,78 @@ class Resident:
         self._windows.move_to_end(scope.session_id)
         return window
 
+    def put(self, features: Iterable[Feature]) -> None:
+        """Bring what search reads up to date with entries that were just written, and with what others wrote before them."""
+        if self._index is None:
+            return
+        own = {feature[0]: feature for feature in features}
+        last, newest = self._index.last, max(own, default=0)
+        try:
+            if newest > last:
+                self._look()
+                between = {c.number for c in self._waiting() if c is not None and last < c.number < newest}
+                own = {f[0]: f for f in self._features(between - own.keys())} | own
+            for number in sorted(own):
+                self._index.put(own[number])
+        except ValueError:  # it is not the newest: it is read anew, in its place
+            self._index = None
+        except BaseException:
+            self._index = None
+            raise
+
+    def catch_up(self) -> None:
+        """Bring RAM up to date with what others have changed."""
+        waiting = self._waiting()
+        try:
+            if None in waiting or len(waiting) >= _MOST_NEWS:
+                self.forget()
+            else:
+                changes = [c for c in waiting if c is not None]
+                self._forget_windows({c.session for c in changes if c.session is not None or not c.number})
+                self._take_in(changes)
+        except BaseException:
+            self.forget()
+            raise
+        for _ in waiting:  # at last, so that none is lost if this is interrupted
+            self.news.popleft()
+
+    def _waiting(self) -> list[Change | None]:
+        return [self.news[n] for n in range(len(self.news))]  # others may add to it meanwhile
+
+    def _forget_windows(self, sessions: set[int | None]) -> None:
+        for name, window in list(self._windows.items()):
+            if None in sessions or window.session in sessions or (sessions and not window.session):
+                del self._windows[name]
+
+    def _take_in(self, changes: Sequence[Change]) -> None:
+        written = {c.number for c in changes if c.number and c.session is not None}
+        named = written | {c.number for c in changes if c.number}
+        if self._index is None or not named:
+            return
+        if len(named) > max(_FEW, self._index.rows // _SHARE):
+            self._index = None
+            return
+        now_there = {f[0]: f for f in self._features(written)}
+        try:
+            for number in sorted(written):
+                if number in now_there:
+                    self._index.put(now_there[number])
+                else:
+                    self._index.drop(number)
+        except ValueError:  # as above
+            self._index = None
+            return
+        owner = self._ledger.owner(self._scope)
+        model = None if self._model_id is None else self._ledger.known_model(self._model_id)
+        if owner is not None and model is not None:
+            vectors = self._ledger.vectors(owner, model[0], sorted(named))
+            self._index.embed((n, np.frombuffer(v, np.float32)) for n, v in vectors)
+
+    def _features(self, numbers: Iterable[int]) -> list[Feature]:
+        wanted = sorted(numbers)
+        owner = self._ledger.owner(self._scope) if wanted else None
+        return [] if owner is None else self._ledger.features(owner, wanted)
+
     def forget(self) -> None:
         """Drop everything: it is read anew from the ledger."""
         self._index = None
@@ -156,11 +250,21 @@ class Residents:
 
     An owner has one resident as long as anybody holds it, so that its lock stays the only one. What a resident weighs is
     looked at now and then, not at each use; the sum is kept, not counted.
+
+    Attributes:
+        whole: Vectors are held however many they are, since this process has no vector index to ask.
+        prices: Counts how often others have changed what is known of models' prices in tokens.
     """
 
-    def __init__(self, ledger: Ledger, *, max_bytes: int) -> None:
+    def __init__(self, ledger: Ledger, *, max_bytes: int, model_id: str | None = None) -> None:
         self._ledger = ledger
         self._max_bytes = max_bytes
+        self._model_id = model_id
+        self.whole = False
+        self.prices = 0
+        self._version = ledger.data_version()
+        _, self._seen = ledger.changes(None)
+        self._looking = threading.Lock()
         self._all: WeakValueDictionary[tuple[str, str | None, str | None], Resident] = WeakValueDictionary()
         self._recent: OrderedDict[tuple[str, str | None, str | None], Resident] = OrderedDict()
         self._total = 0
@@ -174,9 +278,41 @@ class Residents:
             self._recent.move_to_end(scope.owner)
             resident.uses += 1
             due = resident.weight == 0 or resident.uses % _WEIGH_EVERY == 0
+        if not resident.lock._is_owned():  # type: ignore[attr-defined]
+            self.look()
+            if resident.news:
+                with resident.lock:
+                    resident.catch_up()
         if due:
             self.weigh(resident)
         return resident
+
+    def look(self) -> None:
+        """Tell the residents what others have changed since the last time."""
+        with self._looking:
+            version = self._ledger.data_version()
+            if version == self._version:
+                return
+            changes, seen = self._ledger.changes(self._seen)
+            if changes is None:
+                with self._lock:
+                    residents = list(self._all.values())
+                for resident in residents:
+                    resident.news.append(None)
+                self.prices += 1
+            for change in changes or ():
+                self._tell(change)
+            # At last, so that nothing is missed if this is interrupted; to be told twice does no harm.
+            self._seen, self._version = seen, version
+
+    def _tell(self, change: Change) -> None:
+        if change.owner is None:
+            self.prices += 1
+            return
+        with self._lock:
+            resident = self._all.get(change.owner)
+        if resident is not None and len(resident.news) < _MOST_NEWS:
+            resident.news.append(change)
 
     def unused(self, scope: Scope) -> Resident:
         """The resident of the owner of *scope*, for its lock: asking does not count as use."""
@@ -188,7 +324,11 @@ class Residents:
         if resident is None:
             tenant, user, session = scope.owner
             resident = self._all[scope.owner] = Resident(
-                Scope(tenant, user, session), self._ledger, max_bytes=self._max_bytes
+                Scope(tenant, user, session),
+                self._ledger,
+                max_bytes=sys.maxsize if self.whole else self._max_bytes,
+                model_id=self._model_id,
+                look=self.look,
             )
         return resident
 

@@ -166,6 +166,11 @@ class ScopeIndex:
         """Whether it has outgrown its bytes by its vectors, which the vector index can answer for."""
         return self.holds_vectors and self.vectors.dimensions > 0 and self.nbytes > self._max_bytes
 
+    @property
+    def last(self) -> int:
+        """The number of the newest entry, 0 if there was none."""
+        return int(self._number[self.rows - 1]) if self.rows else 0
+
     def row(self, number: int) -> int:
         """The row of an entry that is alive, or -1."""
         row = int(np.searchsorted(self.number, number))

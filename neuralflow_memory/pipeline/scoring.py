@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
@@ -23,6 +23,7 @@ SEEDS = 256  # entries nearest by meaning, and as many by words, around which a 
 MOST_COMPARED = 8192  # entries of a scope that are all compared
 _PART = 16  # a scope is compared as a whole if it has not so many times more entries than seeds
 _SAMPLE, _BLOCK = 64, 32  # blocks of entries, and their size, that stand for all where an average is asked for
+_EXACT = 64  # nearest entries of a scope with compressed vectors whose cosines are computed from what the ledger has
 _AROUND = 4  # turns on each side whose words stand around one
 _DAY = 86_400_000_000  # microseconds
 _EPOCH = date(1970, 1, 1)
@@ -53,6 +54,7 @@ def compared(
     question: Floats | None,
     near: Mapping[int, float] | None,
     *,
+    exactly: Callable[[list[int]], Iterable[tuple[int, bytes]]],
     counted: Mask,
     wanted: Mask,
     weights: Ranking,
@@ -66,6 +68,7 @@ def compared(
         asked: The question.
         question: Its vector.
         near: In place of the scope's vectors, the nearest entries that the vector index knows: cosines by number.
+        exactly: Given numbers of entries, those and their vectors (float32), as they were before they were compressed.
         counted: Which entries count for anything.
         wanted: Which of them may be hits.
         weights: What each signal counts.
@@ -86,7 +89,7 @@ def compared(
         starts = np.linspace(0, index.rows - _BLOCK, _SAMPLE).astype(np.int64)
         sample = (starts[:, None] + np.arange(_BLOCK)).ravel()
     around = index.postings.around(terms, partial(index.neighbours, reach=_AROUND), rows, alive=counted)
-    relevant, signals = meaning.signals(rows, sample)
+    relevant, signals = meaning.signals(rows, sample, exactly=exactly)
     signals |= {
         "lexical": ranking.relative(lexical)[rows],
         "around": ranking.relative(around),
@@ -134,7 +137,9 @@ class _Meaning:
             return self._index.vectors.nearest(self._question, k=k, among=among)
         return ranking.best(self._cosines, among & (self._cosines > 0), k=k)
 
-    def signals(self, rows: Rows, sample: Rows) -> tuple[Mask, dict[str, Floats]]:
+    def signals(
+        self, rows: Rows, sample: Rows, *, exactly: Callable[[list[int]], Iterable[tuple[int, bytes]]]
+    ) -> tuple[Mask, dict[str, Floats]]:
         """Which of *rows* have to do with the question, and the signals of meaning; *sample* stands for all."""
         if self._question is None and self._near is None:
             return np.zeros(len(rows), np.bool_), {}
@@ -142,6 +147,9 @@ class _Meaning:
         if self._question is not None and not index.vectors.exact:
             there = index.with_neighbours(np.concatenate([rows, sample]), reach=REACH)
             self._cosines[there] = index.vectors.cosines(self._question, there) * self._counted[there]
+            nearest = rows[np.argsort(-self._cosines[rows])[:_EXACT]]
+            for number, vector in exactly(index.number[nearest[self._counted[nearest]]].tolist()):
+                self._cosines[index.row(number)] = np.frombuffer(vector, np.float32) @ self._question
         standing = self._counted[sample]
         average = self._average or ranking.average(self._cosines[sample[standing]])
         cosines = self._cosines[rows]

@@ -19,9 +19,8 @@ from ..errors import ClosedError, EmbeddingError, QueryError, ScopeError, brief
 from ..rules import ranking
 from ..rules.filters import Filter, parse
 from ..rules.question import understood
-from ..rules.vectors import unit_rows
 from ..types import TYPE_NUMBER, TYPES, Entry, Hit, MemoryType, Scope, microseconds, utc
-from .index import embed_now
+from .index import embed_now, embed_question
 from .parts import Parts
 from .resident import Resident
 from .scope_index import ScopeIndex
@@ -99,6 +98,10 @@ def ranked(
         with _tolerated(parts, "searching by words alone"):
             near = _near(parts, scope, question)
 
+    def exactly(numbers: list[int]) -> list[tuple[int, bytes]]:
+        known = model or _model(parts)
+        return parts.ledger.vectors(numbers[0] >> 32, known[0], numbers) if known is not None and numbers else []
+
     def compare(seeds: int) -> Compared:
         with resident.lock:
             index = resident.load(model or _model(parts))
@@ -112,6 +115,7 @@ def ranked(
                 asked,
                 question,
                 near,
+                exactly=exactly,
                 counted=counted,
                 wanted=wanted,
                 weights=parts.settings.ranking,
@@ -283,7 +287,7 @@ def _question(
     model = model or _model(parts)  # the first entries embedded make it known
     vector: npt.NDArray[np.float32] | None = None
     with _tolerated(parts, "searching by words alone"):
-        given = unit_rows([parts.embedder.embed_query(query)], rows=1)[0]
+        given = embed_question(parts, scope, query)
         if model is not None and model[1] != len(given):
             raise EmbeddingError(f"its vectors have {len(given)} numbers, and those of this folder {model[1]}")
         vector = given

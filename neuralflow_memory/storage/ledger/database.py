@@ -1,25 +1,70 @@
-"""Connections to the ledger's file: one writer, as many readers as read at once; SQLite's errors become ours here."""
+"""Connections to the ledger's file: one writer, as many readers as read at once; SQLite's errors become ours here.
+
+Several processes may have the file open. What a writer changes it notes in the table `changes`, by triggers of its own that
+name it, so that the others can ask what was changed by somebody else.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import random
+import secrets
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
+from weakref import WeakSet
 
 from ..._failpoints import failpoint
 from ...errors import ClosedError, FolderError, FolderInUse, MessageError, StorageError, StorageFull
 from . import schema
 
+_PATIENCE = 30.0  # seconds to wait for others who write; each is done in a fraction of one
+_ENTRY = "NEW.no, NEW.session"
+_WINDOW = f"NEW.no >> {schema.OWNER_SHIFT} << {schema.OWNER_SHIFT}, NEW.session"
+_SAME = "NEW.version = OLD.version AND NEW.expires_at IS OLD.expires_at"
+_MOVED = "NEW.summary IS NOT OLD.summary OR NEW.model IS NOT OLD.model"
+_CHANGES = (
+    # What happened, and the number and session that are noted: see `protocols.Change`.
+    ("INSERT ON main.entries", "", _ENTRY),
+    ("DELETE ON main.entries", "", "OLD.no, OLD.session"),
+    ("UPDATE ON main.entries", f"WHEN {_SAME}", _WINDOW),
+    ("UPDATE ON main.entries", f"WHEN NOT ({_SAME})", _ENTRY),
+    ("INSERT ON main.vectors", "", "NEW.no, NULL"),
+    ("UPDATE OF summary, model ON main.sessions", f"WHEN {_MOVED}", f"NEW.owner << {schema.OWNER_SHIFT}, NEW.id"),
+    ("UPDATE OF erase_epoch ON main.owners", "", f"NEW.id << {schema.OWNER_SHIFT}, NULL"),
+    ("INSERT ON main.calibration", "", "0, NULL"),
+)
+
+_open: WeakSet[Database] = WeakSet()
+
+
+def _abandon_parents() -> None:
+    # To close a parent's connection would change files that the parent, or somebody after it, is using: SQLite must not be
+    # told. So those that a forked child has inherited are never let go.
+    for database in list(_open):
+        for db in (database._writer, database._watcher, *database._readers):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))
+
+
+os.register_at_fork(after_in_child=_abandon_parents)
+
 
 class Database:
-    """The SQLite file. Reads never wait for writes (WAL); writes are one transaction at a time."""
+    """The SQLite file. Reads never wait for writes (WAL); writes are one transaction at a time, of all processes.
 
-    def __init__(self, path: Path, *, durability: Literal["process", "power"] = "process") -> None:
+    Raises `FolderInUse` where others have the file open (*alone* is False) and its tables would have to be changed.
+    """
+
+    def __init__(self, path: Path, *, durability: Literal["process", "power"] = "process", alone: bool = True) -> None:
         self.path = path
+        self.origin = secrets.randbits(62)
+        """Names this process's changes among those of others."""
         # NORMAL survives a killed process; FULL syncs the log at each commit and survives a power cut.
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
         self._readers: list[sqlite3.Connection] = []
@@ -33,10 +78,26 @@ class Database:
                 self._check()
             self._writer = self._connect()
             try:
+                if not alone and schema.version(self._writer) < len(schema.MIGRATIONS):
+                    raise FolderInUse(
+                        f"{path} is open in another process of an older version of this package; close it there first, so that "
+                        "it can be brought up to date",
+                        path=str(path),
+                        pid=None,
+                    )
                 schema.migrate(self._writer)
+                for n, (what, when, noted) in enumerate(_CHANGES):
+                    self._writer.execute(
+                        f"CREATE TEMP TRIGGER noted_{n} AFTER {what} {when} BEGIN "
+                        f"INSERT INTO changes (no, session, origin) VALUES ({noted}, {self.origin}); END"
+                    )
+                self._writer.execute("PRAGMA busy_timeout = 0")  # `Write` has a patience of its own
+                self._watcher = self._connect()
             except BaseException:
                 self._writer.close()
                 raise
+        self._watching = threading.Lock()
+        _open.add(self)
         failpoint("open.migrated")
 
     def _connect(self) -> sqlite3.Connection:
@@ -70,13 +131,30 @@ class Database:
                 path=str(self.path),
             )
 
-    def write(self) -> Write:
+    def write(self, *, patience: float = _PATIENCE) -> Write:
         """One transaction, to be held inside `lock`: all of it is durable when the block is left, or none of it happened.
+
+        Raises `FolderInUse` when another process is writing for longer than *patience* (seconds).
 
         `with self.lock, self.write() as db:` — the lock's own `with`, because that of a Python object may be cut short by an
         interrupt, and would leave it locked.
         """
-        return Write(self)
+        return Write(self, patience)
+
+    def data_version(self) -> int:
+        """A number that is another one once anybody has written. Asking costs some microseconds."""
+        with translated(self.path), self._watching:
+            if self._closed.is_set():
+                raise ClosedError("the memory was closed; open it again with open_memory(...)")
+            return int(self._watcher.execute("PRAGMA data_version").fetchone()[0])
+
+    def changes(self, after: int) -> list[tuple[int, int, int | None, int]]:
+        """What anybody has changed since *after*: id, number, session and origin, in order."""
+        with translated(self.path), self._watching:
+            if self._closed.is_set():
+                raise ClosedError("the memory was closed; open it again with open_memory(...)")
+            query = "SELECT id, no, session, origin FROM changes WHERE id > ? ORDER BY id"
+            return self._watcher.execute(query, (after,)).fetchall()
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -106,14 +184,17 @@ class Database:
                 for db in self._readers:
                     db.close()
                 self._readers.clear()
+            with self._watching:
+                self._watcher.close()
             self._writer.close()
 
 
 class Write:
     """The writer's transaction. What an interrupt keeps it from ending is rolled back before the next one begins."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, patience: float) -> None:
         self._database = database
+        self._patience = patience
 
     def __enter__(self) -> sqlite3.Connection:
         assert self._database.lock.locked()
@@ -123,8 +204,21 @@ class Write:
                 raise ClosedError("the memory was closed; open it again with open_memory(...)")
             if writer.in_transaction:
                 writer.execute("ROLLBACK")
-            writer.execute("BEGIN IMMEDIATE")
+            self._begin(writer)
         return writer
+
+    def _begin(self, writer: sqlite3.Connection) -> None:
+        # SQLite itself would ask ever more seldom, so that one of many writers may wait for seconds.
+        end = time.monotonic() + self._patience
+        while True:
+            try:
+                writer.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > end:
+                    raise
+            else:
+                return
+            time.sleep(random.uniform(0.0002, 0.002))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

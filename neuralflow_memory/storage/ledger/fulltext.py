@@ -6,8 +6,9 @@ are one range scan. Figures for the choice: docs/architecture.md.
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ...protocols import Feature
 from .schema import OWNER_SHIFT
@@ -25,9 +26,11 @@ def put(db: sqlite3.Connection, features: Iterable[Feature]) -> None:
     db.executemany(_PUT, features)
 
 
-def load(db: sqlite3.Connection, owner: int) -> list[Feature]:
-    """All features of *owner*, in the order of their numbers."""
-    return db.execute(
-        f"SELECT {_COLUMNS} FROM features WHERE no >= ? AND no < ? ORDER BY no",
-        (owner << OWNER_SHIFT, (owner + 1) << OWNER_SHIFT),
-    ).fetchall()
+def load(db: sqlite3.Connection, owner: int, numbers: Sequence[int] | None = None) -> list[Feature]:
+    """The features of *owner*, or those of them that have *numbers*, in the order of their numbers."""
+    low, high = owner << OWNER_SHIFT, (owner + 1) << OWNER_SHIFT
+    chosen, given = (
+        ("", ()) if numbers is None else ("no IN (SELECT value FROM json_each(?)) AND", (json.dumps(numbers),))
+    )
+    query = f"SELECT {_COLUMNS} FROM features WHERE {chosen} no >= ? AND no < ? ORDER BY no"
+    return db.execute(query, (*given, low, high)).fetchall()

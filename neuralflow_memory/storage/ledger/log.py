@@ -5,6 +5,7 @@ Here both happen in one transaction; with a shared log, other hosts would only `
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -89,6 +90,26 @@ def place(db: sqlite3.Connection, entry: Entry, *, scope: Scope) -> Head:
     if row[1] != entry.version:
         raise ConflictError(f"entry {entry.id!r} has changed since it was read; read it again", id=entry.id)
     return sessions.head_of(db, int(row[0]))
+
+
+def unchanged(db: sqlite3.Connection, entry: Entry, *, scope: Scope) -> None:
+    """Raise unless *entry* can be written: as a new version of what was read, or as a new entry."""
+    if entry.number:
+        place(db, entry, scope=scope)
+    elif db.execute("SELECT 1 FROM entries WHERE key = ?", (bytes.fromhex(entry.key),)).fetchone() is not None:
+        raise ConflictError(f"an entry {entry.id!r} was written meanwhile; read it, and try again", id=entry.id)
+
+
+def no_twin(db: sqlite3.Connection, head: Head, entry: Entry) -> None:
+    """Raise `ConflictError` if the session has an open task of the name that *entry*, a new one, has."""
+    for own_id, metadata in db.execute(
+        "SELECT id, metadata FROM entries WHERE session = ? AND type = 1", (head.session,)
+    ):
+        about = json.loads(metadata or "{}")
+        if about.get("status") == "open" and about.get("name") == entry.metadata.get("name"):
+            raise ConflictError(
+                f"a task of this name was begun meanwhile ({own_id}); read it, and try again", id=own_id
+            )
 
 
 def apply(

@@ -114,11 +114,48 @@ def _m004_traits(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE features ADD COLUMN called TEXT")
 
 
+def _m005_questions(db: sqlite3.Connection) -> None:
+    # Vectors of the questions that an owner asked last, by the hash of owner, model and text; no text.
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS questions "
+        "(id INTEGER PRIMARY KEY, owner INTEGER NOT NULL, hash BLOB NOT NULL UNIQUE, vector BLOB NOT NULL)"
+    )
+    db.execute("CREATE INDEX IF NOT EXISTS questions_by_owner ON questions (owner)")
+
+
+def _m006_age_of_marks(db: sqlite3.Connection) -> None:
+    # When an entry was marked, in seconds since 1970. A new column could not have a default that is an expression.
+    db.execute("ALTER TABLE dirty RENAME TO dirty_before")
+    db.execute(
+        "CREATE TABLE dirty (no INTEGER PRIMARY KEY, key BLOB NOT NULL, version INTEGER NOT NULL, "
+        "attempts INTEGER NOT NULL DEFAULT 0, retry_at INTEGER NOT NULL DEFAULT 0, error TEXT, "
+        "marked_at INTEGER NOT NULL DEFAULT (CAST(strftime('%s', 'now') AS INTEGER)))"
+    )
+    columns = "no, key, version, attempts, retry_at, error"
+    db.execute(f"INSERT INTO dirty ({columns}) SELECT {columns} FROM dirty_before")
+    db.execute("DROP TABLE dirty_before")
+
+
+def _m007_changes(db: sqlite3.Connection) -> None:
+    # Which entries were changed, by which process (a random number): what others have in RAM of them is old. The newest
+    # ten thousand are kept.
+    db.execute(
+        "CREATE TABLE changes (id INTEGER PRIMARY KEY, no INTEGER NOT NULL, session INTEGER, origin INTEGER NOT NULL)"
+    )
+    db.execute(
+        "CREATE TRIGGER changes_kept AFTER INSERT ON changes WHEN NEW.id % 1000 = 0 BEGIN "
+        "DELETE FROM changes WHERE id <= NEW.id - 10000; END"
+    )
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _m001_tables,
     _m002_working_memory,
     _m003_values,
     _m004_traits,
+    _m005_questions,
+    _m006_age_of_marks,
+    _m007_changes,
 )
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..._failpoints import failpoint
-from ...errors import EmbeddingError
+from ...errors import EmbeddingError, FolderInUse, ModelMismatch
 from ...protocols import (
     Appended,
+    Change,
     Dirty,
     Feature,
     Namespace,
@@ -34,13 +35,20 @@ from .schema import OWNER_SHIFT
 from .sessions import KNOWLEDGE
 
 _CHUNK = 500
+_HELD = 1 << 61  # the `retry_at` of a mark on hold
 
 
 class SqliteLedger:
-    """The ledger in one SQLite file. Thread-safe; a counter's name tells whether stored token counts still hold."""
+    """The ledger in one SQLite file. Thread-safe; a counter's name tells whether stored token counts still hold.
 
-    def __init__(self, path: Path, *, counter: str, durability: Literal["process", "power"] = "process") -> None:
-        self._db = Database(path, durability=durability)
+    *alone*: no other process has it open. What would change more than others could bear raises `FolderInUse` otherwise.
+    """
+
+    def __init__(
+        self, path: Path, *, counter: str, durability: Literal["process", "power"] = "process", alone: bool = True
+    ) -> None:
+        self._db = Database(path, durability=durability, alone=alone)
+        self._alone = alone
         self._counter = counter
         with self._db.read() as db:
             self._secret: bytes = db.execute("SELECT value FROM meta WHERE name = 'secret'").fetchone()[0]
@@ -49,6 +57,64 @@ class SqliteLedger:
         self._db.close()
 
     # -- identity
+
+    @property
+    def id(self) -> str:
+        """Names this ledger, and copies of it, among others; says nothing about what is in it."""
+        return hashlib.blake2b(b"ledger", digest_size=16, key=self._secret).hexdigest()
+
+    @property
+    def collection(self) -> str | None:
+        """The collection that the dirty marks are about, None before the first."""
+        with self._db.read() as db:
+            row = db.execute("SELECT value FROM meta WHERE name = 'collection'").fetchone()
+        return None if row is None else str(row[0])
+
+    @collection.setter
+    def collection(self, id: str) -> None:
+        with self._db.lock, self._db.write() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('collection', ?)", (id,))
+
+    def settled(self) -> None:
+        """From now on, other processes may have it open."""
+        self._alone = False
+
+    # -- what others do
+
+    def data_version(self) -> int:
+        """A number that is another one once anybody has written, also in another process."""
+        return self._db.data_version()
+
+    def changes(self, after: int | None) -> tuple[list[Change] | None, int]:
+        """What other processes have changed since *after*, and the number to ask with next time; with None only that.
+
+        None: that was so long ago that anything may have changed.
+        """
+        if after is None:
+            with self._db.read() as db:
+                return [], db.execute("SELECT coalesce(max(id), 0) FROM changes").fetchone()[0]
+        rows = self._db.changes(after)
+        if not rows:
+            return [], after
+        newest = rows[-1][0]
+        if rows[0][0] > after + 1:  # those between were pruned
+            return None, newest
+        found = []
+        for _, number, session, origin in rows:
+            if origin != self._db.origin:
+                owner = self._owner_named(number >> OWNER_SHIFT) if number else None
+                if number and owner is None:  # it is gone
+                    return None, newest
+                found.append(Change(owner, 0 if number % (1 << OWNER_SHIFT) == 0 else number, session))
+        return found, newest
+
+    def _owner_named(self, number: int) -> tuple[str, str | None, str | None] | None:
+        with self._db.read() as db:
+            row = db.execute("SELECT key FROM owners WHERE id = ?", (number,)).fetchone()
+        if row is None:
+            return None
+        tenant, user, session = json.loads(row[0])
+        return tenant, user, session
 
     def key(self, scope: Scope, *, id: str, knowledge: bool = False) -> str:
         """The key of an entry: opaque, bound to its scope, the same wherever it is computed in this folder."""
@@ -93,6 +159,8 @@ class SqliteLedger:
                 head.active_at = now
                 log.apply(db, head, written, counter=self._counter)
                 sessions.save_head(db, head)
+            if any(record.entry.version > 1 for record in written):
+                vectors.forget_questions(db, head.owner)
             failpoint("append.applied")
         failpoint("append.committed")
         return Appended(ids, written, head.session, head.erase_epoch)
@@ -106,6 +174,7 @@ class SqliteLedger:
             head = log.place(db, record.entry, scope=scope)
             record = replace(record, entry=replace(record.entry, version=record.entry.version + 1))
             log.apply(db, head, [record], counter=self._counter, edited=True)
+            vectors.forget_questions(db, head.owner)
             failpoint("change.applied")
         failpoint("change.committed")
         return record, head.session
@@ -128,6 +197,8 @@ class SqliteLedger:
                 for number, entry in theirs.items():
                     summaries.remove(db, number, bytes.fromhex(entry.key), owner=owner or 0, now=now)
             count = sum(len(theirs) for theirs in gone.values())
+            if owner is not None and count:
+                vectors.forget_questions(db, owner)
             failpoint("change.applied")
         failpoint("change.committed")
         return count
@@ -147,12 +218,18 @@ class SqliteLedger:
     def set_window(self, scope: Scope, kept: Sequence[Entry | Record], *, now: int) -> list[Record]:
         """Make *kept* the window, in this order. Records among them are new, or new versions of entries.
 
-        Entries that are not in it leave the window and stay in the transcript.
+        Entries that are not in it leave the window and stay in the transcript. Raises `ConflictError` when one that is to be
+        changed is not as it was read, or one that is new is there already; `NotFound` when it is gone.
         """
         with self._db.lock, self._db.write() as db:
             head = sessions.open_head(db, scope, session_id=_session_id(scope), now=now)
+            for record in kept:
+                if isinstance(record, Record):
+                    log.unchanged(db, record.entry, scope=scope)
             written = windows.arrange(db, head, kept)
             log.apply(db, head, written, counter=self._counter, restore=False)
+            if any(record.entry.version > 1 for record in written):
+                vectors.forget_questions(db, head.owner)
             head.active_at = now
             sessions.save_head(db, head)
             failpoint("change.applied")
@@ -217,7 +294,8 @@ class SqliteLedger:
     ) -> tuple[list[Record], int]:
         """Write tasks (new, or new versions of those that were read), delete *over* and append *outcome*, all or none.
 
-        Raises `ConflictError` when a task has changed since it was read, `NotFound` when it is gone.
+        Raises `ConflictError` when a task has changed since it was read, or one of a new one's name was begun; `NotFound` when
+        it is gone.
         """
         with self._db.lock, self._db.write() as db:
             head = sessions.open_head(db, scope, session_id=_session_id(scope), now=now)
@@ -228,6 +306,7 @@ class SqliteLedger:
                     log.place(db, entry, scope=scope)  # raises unless it is as it was read
                     entry = replace(entry, version=entry.version + 1)
                 else:
+                    log.no_twin(db, head, entry)
                     entry = log.placed_below(db, head, entry)
                 written.append(replace(record, entry=entry))
                 log.apply(db, head, written[-1:], counter=self._counter)
@@ -396,10 +475,10 @@ class SqliteLedger:
             where = (None if head is None else head.session,)
             return int(db.execute("SELECT count(*) FROM entries WHERE session = ?", where).fetchone()[0])
 
-    def features(self, owner: int) -> list[Feature]:
-        """What search reads of all of an owner's entries."""
+    def features(self, owner: int, numbers: Sequence[int] | None = None) -> list[Feature]:
+        """What search reads of all of an owner's entries, or of those with *numbers*."""
         with self._db.read() as db:
-            return fulltext.load(db, owner)
+            return fulltext.load(db, owner, numbers)
 
     def session_number(self, scope: Scope) -> int | None:
         """The number that `features` show for a session."""
@@ -413,10 +492,15 @@ class SqliteLedger:
 
     def retokenize(self, version: str, terms: Callable[[Entry], Record]) -> None:
         """Make the full text anew, with *terms*, if it was made by another version of the rules."""
+        known = "SELECT value FROM meta WHERE name = 'lexical'"
+        with self._db.read() as db:
+            row = db.execute(known).fetchone()
+        if row is not None and row[0] == version:
+            return
+        if row is not None:
+            self._refuse_beside_others("its full text was made by other rules, and has to be made anew")
         with self._db.lock, self._db.write() as db:
-            row = db.execute("SELECT value FROM meta WHERE name = 'lexical'").fetchone()
-            if row is not None and row[0] == version:
-                return
+            row = db.execute(known).fetchone()
             if row is not None:
                 anyone = Scope(session_id="-")
                 for stored in db.execute(f"{entries.SELECT}").fetchall():
@@ -438,6 +522,14 @@ class SqliteLedger:
         found = self.known_model(name)
         if found is None:
             with self._db.lock, self._db.write() as db:
+                other = db.execute("SELECT name FROM models WHERE name != ?", (name,)).fetchone()
+                if other is not None:  # another process was first, or took up another model since
+                    raise ModelMismatch(
+                        f"this folder is indexed with {other[0]!r}, by another process, and was opened here with {name!r}; open "
+                        "it with the same model everywhere",
+                        stored=other[0],
+                        given=name,
+                    )
                 db.execute("INSERT OR IGNORE INTO models (name, dimensions) VALUES (?, ?)", (name, dimensions))
                 found = vectors.model(db, name)
         assert found is not None
@@ -455,8 +547,10 @@ class SqliteLedger:
 
     def forget_models(self) -> None:
         """Drop all vectors and what is known of their models, and mark every entry as changed."""
+        self._refuse_beside_others("with another embedding model every entry has to be embedded anew")
         with self._db.lock, self._db.write() as db:
             db.execute("DELETE FROM vectors")
+            db.execute("DELETE FROM questions")
             db.execute("DELETE FROM models")
             db.execute("INSERT OR REPLACE INTO dirty (no, key, version) SELECT no, key, version FROM entries")
 
@@ -465,13 +559,30 @@ class SqliteLedger:
         with self._db.lock, self._db.write() as db:
             db.execute("INSERT OR REPLACE INTO dirty (no, key, version) SELECT no, key, version FROM entries")
 
-    def vectors(self, owner: int, model: int) -> list[tuple[int, bytes]]:
+    def vectors(self, owner: int, model: int, numbers: Sequence[int] | None = None) -> list[tuple[int, bytes]]:
         with self._db.read() as db:
-            return vectors.load(db, owner, model)
+            return vectors.load(db, owner, model, numbers)
 
     def cached_vectors(self, hashes: Sequence[bytes]) -> dict[bytes, bytes]:
         with self._db.read() as db:
             return vectors.cached(db, hashes)
+
+    def question(self, scope: Scope, digest: bytes) -> tuple[bytes | None, int]:
+        """The vector kept of a question, by content hash, None where there is none; and the owner's erase epoch."""
+        with self._db.read() as db:
+            row = db.execute("SELECT erase_epoch FROM owners WHERE key = ?", (sessions.owner_key(scope),)).fetchone()
+            return vectors.question(db, digest), 0 if row is None else row[0]
+
+    def keep_question(self, scope: Scope, digest: bytes, *, model: str, vector: bytes, erase_epoch: int) -> None:
+        """Keep the vector of a question among the newest 256 of its owner; not if the owner was erased since *erase_epoch*.
+
+        Waits for nobody who has the file locked: raises `FolderInUse` at once.
+        """
+        with self._db.lock, self._db.write(patience=0) as db:
+            same = "SELECT id FROM owners WHERE key = ? AND erase_epoch = ?"
+            row = db.execute(same, (sessions.owner_key(scope), erase_epoch)).fetchone()
+            if row is not None:
+                vectors.keep_question(db, row[0], digest, model=model, vector=vector)
 
     def put_vectors(self, model: int, rows: Sequence[tuple[int, int, bytes, bytes]]) -> list[int]:
         """Keep vectors (number, version, hash, float32 bytes); the numbers whose entry still is at that version."""
@@ -490,6 +601,17 @@ class SqliteLedger:
         with self._db.lock, self._db.write() as db:
             vectors.postpone(db, number=mark.number, version=mark.version, retry_at=retry_at, error=error)
 
+    def hold(self, marks: Sequence[Dirty]) -> None:
+        """Let marks wait until `release`, which is no failure of theirs."""
+        with self._db.lock, self._db.write() as db:
+            rows = [(_HELD, mark.number, mark.version) for mark in marks]
+            db.executemany("UPDATE dirty SET retry_at = ? WHERE no = ? AND version = ?", rows)
+
+    def release(self) -> None:
+        """Let the marks on hold be tried now."""
+        with self._db.lock, self._db.write() as db:
+            db.execute("UPDATE dirty SET retry_at = 0 WHERE retry_at = ?", (_HELD,))
+
     def retry_parked(self) -> None:
         """Let every waiting mark be tried again now."""
         with self._db.lock, self._db.write() as db:
@@ -498,6 +620,11 @@ class SqliteLedger:
     def next_retry(self, *, gone: bool = False) -> int | None:
         with self._db.read() as db:
             return vectors.next_retry(db, gone=gone)
+
+    def waiting(self, *, parked_at: int) -> int:
+        """How many marks are there, without those that are parked."""
+        with self._db.read() as db:
+            return int(db.execute("SELECT count(*) FROM dirty WHERE retry_at < ?", (parked_at,)).fetchone()[0])
 
     def totals(self, *, parked_at: int) -> dict[str, Any]:
         """Counts over the whole folder, for `stats()`."""
@@ -508,6 +635,10 @@ class SqliteLedger:
             found["parked_count"] = db.execute(
                 "SELECT count(*) FROM dirty WHERE retry_at >= ?", (parked_at,)
             ).fetchone()[0]
+            oldest = (
+                "SELECT max(0, CAST(strftime('%s', 'now') AS INTEGER) - min(marked_at)) FROM dirty WHERE retry_at < ?"
+            )
+            found["dirty_age"] = db.execute(oldest, (parked_at,)).fetchone()[0]
             parked = db.execute("SELECT key, attempts, error FROM dirty WHERE retry_at >= ? LIMIT 20", (parked_at,))
             found["parked"] = [{"key": k.hex(), "attempts": a, "error": e} for k, a, e in parked]
         return found
@@ -521,6 +652,13 @@ class SqliteLedger:
         """Session ids that stand both for a chat of a user and for a chat of nobody, in one tenant."""
         with self._db.read() as db:
             return sessions.twins(db)
+
+    def _refuse_beside_others(self, why: str) -> None:
+        if not self._alone:
+            path = self._db.path
+            raise FolderInUse(
+                f"{path.parent} is open in another process, and {why}; close it there first", path=str(path), pid=None
+            )
 
 
 def _session_id(scope: Scope, *, knowledge: bool = False) -> str:

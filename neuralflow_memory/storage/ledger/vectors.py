@@ -1,12 +1,16 @@
-"""The vectors table (the embedding cache) and the dirty set (what the vector index has not seen yet)."""
+"""Tables of vectors (the embedding caches), and the dirty set (what the vector index has not seen yet)."""
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 
 from ...protocols import Dirty
 from .schema import OWNER_SHIFT
+
+QUESTIONS = 256
+"""Questions whose vectors are kept of an owner; with 384 numbers each, 400 kB."""
 
 
 def mark(db: sqlite3.Connection, rows: Iterable[tuple[int, bytes, int]]) -> None:
@@ -75,9 +79,37 @@ def put(db: sqlite3.Connection, model: int, rows: Iterable[tuple[int, int, bytes
     return kept
 
 
-def load(db: sqlite3.Connection, owner: int, model: int) -> list[tuple[int, bytes]]:
-    """All vectors of *owner* by *model*: (number, float32 bytes), in the order of their numbers."""
-    return db.execute(
-        "SELECT no, vector FROM vectors WHERE no >= ? AND no < ? AND model = ? ORDER BY no",
-        (owner << OWNER_SHIFT, (owner + 1) << OWNER_SHIFT, model),
-    ).fetchall()
+def load(
+    db: sqlite3.Connection, owner: int, model: int, numbers: Sequence[int] | None = None
+) -> list[tuple[int, bytes]]:
+    """The vectors of *owner* by *model*, or those that have *numbers*: (number, float32 bytes), in the order of numbers."""
+    low, high = owner << OWNER_SHIFT, (owner + 1) << OWNER_SHIFT
+    chosen, given = (
+        ("", ()) if numbers is None else ("no IN (SELECT value FROM json_each(?)) AND", (json.dumps(numbers),))
+    )
+    query = f"SELECT no, vector FROM vectors WHERE {chosen} no >= ? AND no < ? AND model = ? ORDER BY no"
+    return db.execute(query, (*given, low, high, model)).fetchall()
+
+
+def question(db: sqlite3.Connection, digest: bytes) -> bytes | None:
+    """The vector that is kept of a question, by its content hash."""
+    row = db.execute("SELECT vector FROM questions WHERE hash = ?", (digest,)).fetchone()
+    return None if row is None else row[0]
+
+
+def keep_question(db: sqlite3.Connection, owner: int, digest: bytes, *, model: str, vector: bytes) -> None:
+    """Keep the vector of a question in place of the owner's oldest, unless it is none of the model's."""
+    known = db.execute("SELECT 1 FROM models WHERE name = ? AND dimensions * 4 = ?", (model, len(vector))).fetchone()
+    if known is None:
+        return
+    db.execute("INSERT OR IGNORE INTO questions (owner, hash, vector) VALUES (?, ?, ?)", (owner, digest, vector))
+    db.execute(
+        "DELETE FROM questions WHERE owner = ? AND id <= "
+        f"(SELECT id FROM questions WHERE owner = ? ORDER BY id DESC LIMIT 1 OFFSET {QUESTIONS})",
+        (owner, owner),
+    )
+
+
+def forget_questions(db: sqlite3.Connection, owner: int) -> None:
+    """Drop what is kept of the owner's questions, which may have been the words of turns."""
+    db.execute("DELETE FROM questions WHERE owner = ?", (owner,))
