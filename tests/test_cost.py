@@ -66,16 +66,18 @@ def counted(memory):
     def step():
         found.steps += threading.get_ident() == own
 
-    for db in connections:
-        db.set_trace_callback(statement)
-        db.set_progress_handler(step, 1)
+    with database.lock, database._readers_lock:
+        for db in connections:
+            db.set_trace_callback(statement)
+            db.set_progress_handler(step, 1)
     try:
         yield found
     finally:
         memory.flush()
-        for db in connections:
-            db.set_trace_callback(None)
-            db.set_progress_handler(None, 0)
+        with database.lock, database._readers_lock:
+            for db in connections:
+                db.set_trace_callback(None)
+                db.set_progress_handler(None, 0)
     assert len(database._readers) <= len(connections) - 1, "a connection that was not counted"
 
 

@@ -860,14 +860,16 @@ def test_one_value_is_read_written_and_listed_by_the_index(memory, values):
     statements = []
     with ledger._db.read() as db:
         db.set_trace_callback(statements.append)
-    ledger._db._writer.set_trace_callback(statements.append)
+    with ledger._db.lock:  # to set it while another thread writes would be a deadlock, in C
+        ledger._db._writer.set_trace_callback(statements.append)
     values.get(("n", "1"), "1")
     values.put(("n", "1"), "1", {"n": 1}, texts=["Sailing"], ttl=1)
     values.put(("n", "1"), "1", {"n": 1}, texts=["Sailing", "Trains"], ttl=1)
     values.get(("n", "1"), "1")
     values.delete(("n", "1"), "2")
     assert len(values.namespaces(prefix=("n",))) == 5
-    ledger._db._writer.set_trace_callback(None)
+    with ledger._db.lock:
+        ledger._db._writer.set_trace_callback(None)
     with ledger._db.read() as db:
         db.set_trace_callback(None)
         about = [s for s in statements if "item" in s]
