@@ -143,6 +143,7 @@ class Memory:
         ):
             found[name] = parts.tally[name]
         found["spent"] = parts.ledger.spent()
+        parts.residents.look()
         tenants = {tenant for tenant, *_ in parts.ledger.calibration()}
         found["margins"] = {tenant: dict(parts.margins(tenant)) for tenant in sorted(tenants)}
         found["last_error"] = parts.trouble

@@ -101,16 +101,13 @@ class Message:
             raise MessageError(f"unknown role {brief(self.role)}; use one of {', '.join(ROLES)}")
         if not isinstance(self.content, str):
             object.__setattr__(self, "content", _blocks(self.content))
-        for name in ("id", "name", "tool_call_id"):
-            value = getattr(self, name)
+        for name, value in (("id", self.id), ("name", self.name), ("tool_call_id", self.tool_call_id)):
             if value is not None and (not isinstance(value, str) or not value):
                 raise MessageError(f"a message's {name} must be a non-empty string or None, not {brief(value)}")
-        if not isinstance(self.tool_calls, Iterable) or isinstance(self.tool_calls, str | Mapping):
-            raise MessageError(f"tool_calls is a list of ToolCall, not {brief(self.tool_calls)}")
-        if self.tool_calls:
+        if self.tool_calls != ():
+            if not isinstance(self.tool_calls, Iterable) or isinstance(self.tool_calls, str | Mapping):
+                raise MessageError(f"tool_calls is a list of ToolCall, not {brief(self.tool_calls)}")
             object.__setattr__(self, "tool_calls", tuple(_tool_call(c) for c in self.tool_calls))
-        elif self.tool_calls != ():
-            object.__setattr__(self, "tool_calls", ())
         if self.role == "tool" and self.tool_call_id is None:
             raise MessageError("a tool message needs the tool_call_id of the call it answers")
         if self.created_at is not None:

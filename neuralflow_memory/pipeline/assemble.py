@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, takewhile
 from types import MappingProxyType
 from typing import Literal
 
@@ -305,9 +305,9 @@ def _opening(plan: _Plan) -> None:
 def _pinned(plan: _Plan) -> list[Entry]:
     """Take pinned turns, newest first, each with its user turn; those that have none are returned, to be quoted."""
     unsent: list[Entry] = []
-    starts = items(plan.messages)
-    for start, end in reversed(list(zip(starts, [*starts[1:], len(plan.messages)], strict=False))):
-        whole = [u.rows for u in plan.units if not u.broken and start <= u.rows[0] < end]
+    if not any(entry.pinned for entry in plan.entries):
+        return unsent
+    for start, whole in reversed(_items(plan)):
         rows = [row for rows in whole if plan.entries[rows[0]].pinned for row in rows if row not in plan.chosen]
         if not rows:
             continue
@@ -347,17 +347,27 @@ def _older(parts: Parts, plan: _Plan, *, room: int, step: int) -> None:
 
 def _items_before(plan: _Plan, newest: int) -> list[list[int]]:
     """Rows of the items that end before the row *newest*, without what is sent anyway or never."""
-    starts = items(plan.messages)
     found: list[list[int]] = []
-    for start, end in zip(starts, [*starts[1:], len(plan.messages)], strict=False):
+    for start, whole in _items(plan):
         if start >= newest:
             break
-        if plan.messages[start].role != "user":
-            for row in range(start, end):
+        if plan.messages[start].role == "user":
+            found.append([row for rows in whole for row in rows if row not in plan.chosen])
+        else:
+            for row in takewhile(lambda row: plan.messages[row].role != "user", range(len(plan.messages))):
                 plan.reasons.setdefault(row, "stands before the first user turn")
-            continue
-        whole = [u.rows for u in plan.units if not u.broken and start <= u.rows[0] < end]
-        found.append([row for rows in whole for row in rows if row not in plan.chosen])
+    return found
+
+
+def _items(plan: _Plan) -> list[tuple[int, list[tuple[int, ...]]]]:
+    """The items of the window: the row where each starts, and its units that can be sent."""
+    found: list[tuple[int, list[tuple[int, ...]]]] = [(start, []) for start in items(plan.messages)]
+    place = 0
+    for unit in plan.units:
+        while place + 1 < len(found) and found[place + 1][0] <= unit.rows[0]:
+            place += 1
+        if not unit.broken:
+            found[place][1].append(unit.rows)
     return found
 
 

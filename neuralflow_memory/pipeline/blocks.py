@@ -147,6 +147,8 @@ class Blocks:
 
     def take_quotes(self, quotes: Sequence[Quote], *, room: int, sent: set[str]) -> None:
         """Take quotes, best first, while there is room, without the turns that are sent anyway (keys)."""
+        if not quotes:
+            return
         limit = self.cost + room
         left = room - self.parts.count_again(f"\n\n{_HITS}\n") - MESSAGE_OVERHEAD
         for quote in quotes:
@@ -187,6 +189,8 @@ class Blocks:
 
     def _fit(self, name: str, lines: Sequence[str], *, order: Iterable[int], room: int) -> set[int]:
         """Set a section to *lines* (places), without the first of *order* as many as must go; which are kept."""
+        if not lines:
+            return set()
         limit = self.cost + room
         kept = set(range(len(lines)))
         setattr(self, name, list(lines))

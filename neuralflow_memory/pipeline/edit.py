@@ -16,7 +16,7 @@ from ..rules.budget import items, units
 from ..rules.filters import parse
 from ..types import Entry, MemoryType, Message, Scope, microseconds, same_content, utc
 from .compact import OWN_METADATA
-from .ingest import Messages, checked, listed, own_copy, take, to_compact, turn, weighed
+from .ingest import Messages, checked, listed, own_copy, take, to_compact, turn, worth
 from .parts import Parts, recorded
 from .resident import Resident
 from .search import checked_types
@@ -134,7 +134,7 @@ def count(
 def update(parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, principal: str | None) -> Entry:
     """Write a new version of an entry; the host's own JSON of a turn goes when its content changes.
 
-    New content is weighed anew, unless its importance was set to something else than the old content's own.
+    New content is worth anew, unless its importance was set to something else than the old content's own.
     """
     parts.authorize(principal, "write", scope)
     unknown = changes.keys() - _CHANGEABLE
@@ -172,11 +172,11 @@ def _changed(
         message = own_copy(replace(before.message, content=new["content"], payload=None))
         blocks = None if isinstance(message.content, str) else tuple(message.content)
         new.update(content=message.text, blocks=blocks, payload=None, tokens=parts.count(message))
+        if before.importance == worth(before.content, role=before.role, name=before.name):
+            new.setdefault("importance", worth(new["content"], role=before.role, name=before.name))
     if before.seq < 0 and "metadata" in new:
         new["metadata"] |= {k: v for k, v in before.metadata.items() if k in OWN_METADATA}
     record = recorded(replace(before, **new, updated_at=parts.clock()))
-    if "content" in new and "importance" not in new and weighed(recorded(before)).entry == before:
-        record = weighed(record)
     summed = "content" in new and bool(_summed(parts, [before]))
     record, session = parts.ledger.change(scope, record)
     return before, record, session, summed

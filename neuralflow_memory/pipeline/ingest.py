@@ -12,6 +12,7 @@ from .._json import copied
 from ..errors import ConflictError, InputError, MessageError, brief
 from ..protocols import OnConflict, Record
 from ..rules.importance import worth_keeping
+from ..rules.traits import traits
 from ..types import ROLES, Entry, MemoryType, Message, Scope, ToolCall, microseconds, utc
 from .parts import Parts, recorded
 from .resident import Window
@@ -90,7 +91,7 @@ def remember(
             "metadata": {} if metadata is None else metadata,
             "tags": tags,
             "category": category,
-            **({} if importance is None else {"importance": importance}),
+            "importance": worth(text) if importance is None else importance,
             "expires_at": expires_at,
         }
     )
@@ -111,8 +112,6 @@ def remember(
         tokens=parts.counter.count(text),
     )
     record = recorded(entry, fresh=True)
-    if importance is None:
-        record = weighed(record)
     resident = parts.resident(scope)
     with resident.lock:
         try:
@@ -169,16 +168,15 @@ def turn(parts: Parts, scope: Scope, message: Message, *, now: datetime) -> Reco
         tool_call_id=message.tool_call_id,
         payload=message.payload,
         metadata=message.metadata or {},
+        importance=worth(text, role=message.role, name=message.name),
         tokens=parts.count(message),
     )
-    return weighed(recorded(entry, fresh=message.id is None))
+    return recorded(entry, fresh=message.id is None)
 
 
-def weighed(record: Record) -> Record:
-    """*record* with the importance that its own text gives it."""
-    entry = record.entry
-    worth = worth_keeping(entry.content, traits=record.traits, role=entry.role, name=entry.name)
-    return replace(record, entry=replace(entry, importance=worth))
+def worth(text: str, *, role: str | None = None, name: str | None = None) -> float:
+    """The importance that an entry's own text gives it."""
+    return worth_keeping(text, traits=traits(text), role=role, name=name)
 
 
 def take(parts: Parts, scope: Scope, written: Sequence[Record], *, session: int) -> None:
@@ -276,5 +274,5 @@ __all__ = [
     "take",
     "to_compact",
     "turn",
-    "weighed",
+    "worth",
 ]

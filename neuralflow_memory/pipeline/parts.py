@@ -92,8 +92,10 @@ class Parts:
         )
 
     def margins(self, tenant: str) -> dict[str, float]:
-        """By how much each model's tokens exceed ours at most, by what a tenant's sessions reported of it."""
-        self.residents.look()
+        """By how much each model's tokens exceed ours at most, by what a tenant's sessions reported of it.
+
+        Also of other processes, as far as `residents` were told.
+        """
         if self._priced != self.residents.prices:  # another process has learned something
             self._priced = self.residents.prices
             self._margins.clear()

@@ -420,7 +420,7 @@ def _speakers(lines: Iterable[str]) -> frozenset[str]:
 
 def _function_words(text: str) -> frozenset[str]:
     """Words without content in the language of *text*, beside the English ones."""
-    return FUNCTION_WORDS.get(language_of(sentences.words(text)), frozenset()) | _RUSSIAN
+    return FUNCTION_WORDS.get(language_of(frozenset(sentences.words(text))), frozenset()) | _RUSSIAN
 
 
 __all__ = ["WORTH", "Coverage", "Fact", "Kind", "check", "facts", "pins"]

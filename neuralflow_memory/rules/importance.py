@@ -34,6 +34,8 @@ UNJUDGED = 0.5
 
 _READ = 6_000  # characters; more do not change what a text is about
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+_ENDS = re.compile(r"[.!?…][\"'”’)]?\s|[。！？]")
+"""What is found wherever `sentences.END` is, and sooner."""
 _LIKE_A_QUESTION = ("?", "？", "؟")
 _CLOSING = " \"'”’)*_»"
 _GREETINGS = """
@@ -100,7 +102,7 @@ def _worth(text: str, traits: int, *, own: bool, longest: int) -> float:
     stated: list[str] = []
     asked: list[str] = []
     for line in text.splitlines():
-        for sentence in sentences.END.split(line):
+        for sentence in sentences.END.split(line) if _ENDS.search(line) else (line,):
             (asked if sentence.rstrip(_CLOSING).endswith(_LIKE_A_QUESTION) else stated).append(sentence)
     states, asks = (_said(told, traits, own=own, longest=longest) for told in (stated, asked))
     return max(states, _ASKED * asks)
@@ -123,18 +125,20 @@ def _said(told: Sequence[str], traits: int, *, own: bool, longest: int) -> float
     if not told:
         return 0.0
     number, content, facts, seen = 0, set[str](), set[str](), 0
+    first, later = set[str](), set[str]()
     for sentence in told:
         found = sentences.WORD.findall(sentence)
         number += len(found)
-        first = True
-        for word in found:
+        first.update(found[:1])
+        later.update(found[1:])
+    for some, shows_fact in ((first, _FACT), (later, _FACT | _NAMED)):
+        for word in some:
             low, kind = _kind(word)
             seen |= kind
             if kind & _SUBSTANCE:
                 content.add(low)
-                if kind & _FACT or (kind & _NAMED and not first):
+                if kind & shows_fact:
                     facts.add(low)
-            first = False
     first_person, weighty = seen & _OWN > 0, seen & _WEIGHS > 0
     text = "\n".join(told)
     size = len(content)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from importlib import import_module
@@ -115,7 +115,7 @@ def tokens(text: str) -> list[str]:
     and single Han characters besides, as many are words by themselves. Decimals stay whole ("3.5"), thousands lose
     their commas, dates fall into their parts.
     """
-    pieces, language = _pieces(text)
+    pieces, _, language = _pieces(text)
     terms: list[str] = []
     for piece in pieces:
         terms += _terms(piece, language)
@@ -131,7 +131,7 @@ def term_ids(text: str, *, key: bytes = b"") -> Ids:
     1 in 4.3 billion; a query term meets a false match among a user's 50,000 distinct terms once in 86,000 queries, and
     then only gains that document one term's score.
     """
-    pieces, language = _pieces(text)
+    pieces, _, language = _pieces(text)
     known = _known.setdefault((language, key), {})
     ids: list[int] = []
     for piece in pieces:
@@ -140,14 +140,23 @@ def term_ids(text: str, *, key: bytes = b"") -> Ids:
     return np.array(ids, dtype=np.uint32)
 
 
-def _pieces(text: str) -> tuple[list[str], str]:
-    """Return the words, numbers and unspaced runs of *text*, normalized, and its language."""
+def words_of(text: str) -> frozenset[str]:
+    """Return the words and numbers of *text*, normalized but not stemmed; of "I'm" also its parts."""
+    words = _pieces(text)[1]
+    joined = [word for word in words if "'" in word]
+    return words.union(*(word.split("'") for word in joined)) if joined else words
+
+
+@lru_cache(maxsize=4)
+def _pieces(text: str) -> tuple[list[str], frozenset[str], str]:
+    """Return the words, numbers and unspaced runs of *text*, normalized, in order and as a set, and its language."""
     if text.isascii():
         pieces = _ASCII_PIECE.findall(text.lower())
     else:
         folded = unicodedata.normalize("NFKC", text.translate(_SPELLING)).casefold()
         pieces = _PIECE.findall(unicodedata.normalize("NFKC", folded))
-    return pieces, language_of(pieces)
+    words = frozenset(pieces)
+    return pieces, words, language_of(words)
 
 
 def _is_word(piece: str) -> bool:
@@ -171,9 +180,8 @@ def _id(token: str, key: bytes) -> int:
     return int.from_bytes(blake2b(token.encode(), digest_size=4, key=key).digest(), "little")
 
 
-def language_of(pieces: Iterable[str]) -> str:
-    """Return the language, other than English, that a text surely is in; else an empty string."""
-    words = frozenset(pieces)
+def language_of(words: frozenset[str]) -> str:
+    """Return the language, other than English, that a text of these words surely is in; else an empty string."""
     foreign = words & _ALL_FUNCTION_WORDS
     if len(foreign) < 2:
         return ""
@@ -185,6 +193,8 @@ def language_of(pieces: Iterable[str]) -> str:
 
 def _terms(piece: str, language: str) -> Sequence[str]:
     """Return the terms of a number, a word (with its apostrophes) or an unspaced run."""
+    if piece.isascii() and piece.isalpha():  # what most words are
+        return () if piece in STOP_WORDS else _stems(piece[:MAX_WORD], language)
     if _UNSPACED_RUN.match(piece):
         return _pairs(piece)
     if piece[0].isdigit() and ("." in piece or "," in piece):
@@ -199,7 +209,7 @@ def _terms(piece: str, language: str) -> Sequence[str]:
 
 
 def _stems(word: str, language: str) -> tuple[str, ...]:
-    script = unicodedata.name(word[0], "").partition(" ")[0]
+    script = "LATIN" if word.isascii() and word.isalpha() else unicodedata.name(word[0], "").partition(" ")[0]
     own = _stem(word, _SCRIPTS.get(script, ""))
     other = _stem(word, language) if script == "LATIN" else own
     return (own,) if not language or own == other else (own, other)
@@ -232,4 +242,4 @@ def _pairs(run: str) -> list[str]:
     return terms
 
 
-__all__ = ["MAX_WORD", "STOP_WORDS", "VERSION", "Ids", "term_ids", "tokens"]
+__all__ = ["MAX_WORD", "STOP_WORDS", "VERSION", "Ids", "term_ids", "tokens", "words_of"]

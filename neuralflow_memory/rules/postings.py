@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,18 +14,20 @@ from .lexical import Ids
 Rows = npt.NDArray[np.int64]
 
 _MOST_AROUND = 16  # terms
+_MOST_TIMES = 255
+_MOST_LOOSE = 1 << 18  # terms of the tail: more take longer to look through than to merge now and then
 
 
 class Postings:
     """An inverted index in RAM over documents 0..n-1, each a sequence of term ids, with BM25 over the live ones.
 
-    Terms of documents that were there at `build` lie in arrays sorted by (term, document); later ones in a dict
-    that is merged into the arrays when it outgrows a sixteenth of them. Not safe for concurrent use: the
-    owner holds a lock.
+    Terms of documents that were there at `build` lie in arrays sorted by (term, document). Those of later ones, the tail,
+    are looked through as they are, and merged into the arrays when they outgrow a sixteenth of them. Not safe for concurrent
+    use: the owner holds a lock.
     """
 
     merge_at = 4096
-    """Loose postings below which nothing is merged, however small the arrays are."""
+    """Terms of the tail below which nothing is merged, however small the arrays are."""
 
     def __init__(self) -> None:
         self._ids: Ids = np.zeros(0, np.uint32)
@@ -44,10 +45,11 @@ class Postings:
         self._bounds = np.zeros(1, np.int64)
         self._docs = np.zeros(0, np.int32)
         self._counts = np.zeros(0, np.uint8)
-        """Frequencies; 255 stands for all that are higher, since BM25 hardly tells them apart."""
-        self._tail: dict[int, dict[int, int]] = {}
-        self._late = 0
-        """Postings in the tail."""
+        """Frequencies; the highest stands for all that are higher still, since BM25 hardly tells them apart."""
+        self._tail = 0
+        """Where among the terms the tail begins."""
+        self._owners = np.zeros(0, np.int32)
+        """The document of each term of the tail, -1 for those of a removed one; and room to grow."""
         self._stale = 0
         """Postings in the arrays that no longer count."""
 
@@ -62,7 +64,7 @@ class Postings:
         if sizes.sum() != len(ids) or (sizes < 0).any():
             raise InputError(f"{len(ids)} term ids can't be cut into documents of {sizes.sum()} in all: index anew")
         index = cls()
-        index._ids, index._used = np.array(ids, dtype=np.uint32), len(ids)
+        index._ids, index._used, index._tail = np.array(ids, dtype=np.uint32), len(ids), len(ids)
         index._n = index._live_count = len(sizes)
         index._starts, index._lengths = np.cumsum(sizes) - sizes, sizes.copy()
         index._live, index._packed = np.ones(len(sizes), np.bool_), np.ones(len(sizes), np.bool_)
@@ -79,10 +81,10 @@ class Postings:
 
     @property
     def nbytes(self) -> int:
-        """RAM held, in bytes; the tail is estimated at 120 bytes a posting."""
+        """RAM held, in bytes."""
         documents = self._ids.nbytes + self._starts.nbytes + self._lengths.nbytes + self._live.nbytes
         arrays = self._terms.nbytes + self._bounds.nbytes + self._docs.nbytes + self._counts.nbytes
-        return documents + self._packed.nbytes + arrays + 120 * self._late
+        return documents + self._packed.nbytes + arrays + self._owners.nbytes
 
     def ids_of(self, doc: int) -> Ids:
         """Return a copy of the term ids of *doc* in their order; empty if it was removed."""
@@ -114,15 +116,10 @@ class Postings:
         if not self._live[self._check(doc)]:
             return
         start, length = int(self._starts[doc]), int(self._lengths[doc])
-        distinct = set(self._ids[start : start + length].tolist())
         if self._packed[doc]:
-            self._stale += len(distinct)
+            self._stale += length
         else:
-            self._late -= len(distinct)
-            for term in distinct:
-                del self._tail[term][doc]
-                if not self._tail[term]:
-                    del self._tail[term]
+            self._owners[start - self._tail : start - self._tail + length] = -1
         self._ids[start : start + length] = 0
         self._live[doc] = self._packed[doc] = False
         self._lengths[doc] = 0
@@ -236,6 +233,8 @@ class Postings:
     ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
         """Yield documents and frequencies of each of *terms*, which are distinct, in live documents."""
         places = np.searchsorted(self._terms, terms)
+        tail = self._ids[self._tail : self._used]
+        owners = self._owners[: len(tail)]
         for place, term in zip(places.tolist(), terms.tolist(), strict=True):
             docs, counts = np.zeros(0, np.int64), np.zeros(0, np.float32)
             if place < len(self._terms) and self._terms[place] == term:
@@ -244,10 +243,13 @@ class Postings:
                 if self._stale:
                     kept = self._packed[docs]
                     docs, counts = docs[kept], counts[kept]
-            late = self._tail.get(term)
-            if late:
-                docs = np.concatenate([docs, np.fromiter(late, np.int64, len(late))])
-                counts = np.concatenate([counts, np.fromiter(late.values(), np.float32, len(late))])
+            late = owners[tail == term]
+            if len(late):
+                first = _firsts(late)  # a document's terms lie together
+                new, times = late[first], np.diff(first, append=len(late))
+                there = new >= 0  # what was removed left zeros, and zero may be a term
+                docs = np.concatenate([docs, new[there].astype(np.int64)])
+                counts = np.concatenate([counts, times[there].astype(np.float32)])
             if alive is not None:
                 kept = alive[docs]
                 docs, counts = docs[kept], counts[kept]
@@ -255,41 +257,44 @@ class Postings:
 
     def _put(self, doc: int, array: Ids) -> None:
         end = self._used + len(array)
-        self._ids = _grown(self._ids, end)
+        self._ids, self._owners = _grown(self._ids, end), _grown(self._owners, end - self._tail)
         self._ids[self._used : end] = array
+        self._owners[self._used - self._tail : end - self._tail] = doc
         self._starts[doc], self._lengths[doc], self._live[doc] = self._used, len(array), True
         self._used = end
         self._live_count += 1
         self._live_length += len(array)
-        for term, count in Counter(array.tolist()).items():
-            self._tail.setdefault(term, {})[doc] = count
-            self._late += 1
         self._tidy()
 
     def _tidy(self) -> None:
         """Merge the tail into the arrays once it is large beside them, so that an append costs little on average."""
-        if self._late + self._stale <= max(self.merge_at, len(self._docs) // 16):
+        loose = self._used - self._tail
+        if loose + self._stale <= max(self.merge_at, min(len(self._docs) // 16, _MOST_LOOSE)):
             return
         kept = self._packed[self._docs]
         old = _keys(np.repeat(self._terms, np.diff(self._bounds)), self._docs)[kept]
-        found = [(term, doc, count) for term, docs in self._tail.items() for doc, count in docs.items()]
-        late = np.array(found, dtype=np.int64).reshape(-1, 3)
-        new = _keys(late[:, 0], late[:, 1])
-        order = np.argsort(new)
-        keys = np.concatenate([old, new[order]])
-        counts = np.concatenate([self._counts[kept], late[order, 2]])
-        order = np.argsort(keys, kind="stable")  # of two sorted runs: a merge
-        self._pack(keys[order], counts[order])
+        owners = self._owners[:loose]
+        new = np.sort(_keys(self._ids[self._tail : self._used], owners)[owners >= 0])
+        first = _firsts(new)
+        places = np.searchsorted(old, new[first])
+        self._pack(
+            np.insert(old, places, new[first]),
+            np.insert(self._counts[kept], places, np.minimum(np.diff(first, append=len(new)), _MOST_TIMES)),
+        )
         self._packed = self._live.copy()
-        self._tail, self._late, self._stale = {}, 0, 0
+        self._stale = 0
         if self._used > 2 * self._live_length:
             self._compact()
+        self._tail, self._owners = self._used, np.zeros(0, np.int32)
 
     def _pack(self, keys: npt.NDArray[np.uint64], counts: npt.NDArray[Any]) -> None:
         terms = (keys >> np.uint64(32)).astype(np.uint32)
         first = _firsts(terms)
         self._terms, self._bounds = terms[first], np.append(first, len(terms))
-        self._docs, self._counts = keys.astype(np.uint32).astype(np.int32), np.minimum(counts, 255).astype(np.uint8)
+        self._docs, self._counts = (
+            keys.astype(np.uint32).astype(np.int32),
+            np.minimum(counts, _MOST_TIMES).astype(np.uint8),
+        )
 
     def _compact(self) -> None:
         """Drop the room that removed and replaced documents left among the ids."""

@@ -6,11 +6,11 @@ The word lists are English. In other languages the traits that rest on them are 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 
+from .lexical import words_of
 from .sentences import MONTHS, WEEKDAYS
 
-VERSION = 2
+VERSION = 3
 """Of the rules in this file: what was noted by another version is noted anew."""
 
 QUESTION = 1
@@ -29,10 +29,11 @@ _TIMES = frozenset({"yesterday", "today", "tonight", "tomorrow", "recently", "si
 _LENGTH = re.compile(
     rf"\b(?:(?:last|next|this) (?:{_UNITS}|{_SPANS})"
     rf"|\w+ (?:{_UNITS}) ago|(?:a )?few (?:{_UNITS})|(?:a )?couple (?:of )?(?:{_UNITS})|for \w+ (?:{_UNITS})"
-    r"|(?:19|20)\d\d|\d+(?:st|nd|rd|th))\b",
+    r")\b",
     re.IGNORECASE,
 )
-_LENGTHS = frozenset({*_SPANS.split("|"), *(unit + ending for unit in _UNIT for ending in ("", "s")), *"0123456789"})
+_NUMBER = re.compile(r"\b(?:(?:19|20)\d\d|\d+(?:st|nd|rd|th))\b", re.IGNORECASE)
+_LENGTHS = frozenset({*_SPANS.split("|"), *(unit + ending for unit in _UNIT for ending in ("", "s"))})
 _WISHES = re.compile(
     r"^\s*(?:please,? )?(?:always|never|from now on|whenever|don't ever|do not ever)\b"
     r"|\bI(?:'d|’d| would)? (?:\w+ )?prefer\b|\bmy preference\b|\bfrom now on\b"
@@ -68,18 +69,11 @@ _GREETINGS = frozenset(
 )
 _INTRODUCED = re.compile(r"\b(?:[Mm]y name is|I['’]m|I am|[Cc]all me|[Tt]his is) ([A-Z][a-z]{2,})\b")
 _INTRODUCTIONS = frozenset({"name", "m", "am", "call", "this"})
-_WORD = re.compile(r"[a-z]+|\d")
-
-
-@lru_cache(maxsize=8)
-def _words(text: str) -> frozenset[str]:
-    """Words of *text* in lower case, and digits: most texts hold none of a rule's, which is told faster than it is tried."""
-    return frozenset(_WORD.findall(text.lower()))
 
 
 def called(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names that the speaker gives: to the one spoken to, as in a greeting, and to themself. Some are none, and mere words."""
-    words = _words(text)
+    words = words_of(text)  # most texts hold none of a rule's, which is told faster than the rule is tried
     others = () if words.isdisjoint(_GREETINGS) else _GREETED.findall(text)
     own = () if words.isdisjoint(_INTRODUCTIONS) else _INTRODUCED.findall(text)
     return tuple(others), tuple(own)
@@ -87,9 +81,13 @@ def called(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def traits(text: str) -> int:
     """The traits of *text*, as a sum."""
-    words = _words(text)
+    words = words_of(text)
     asks = text.rstrip().endswith(("?", "？", "؟"))
-    timed = not words.isdisjoint(_TIMES) or (not words.isdisjoint(_LENGTHS) and _LENGTH.search(text) is not None)
+    timed = (
+        not words.isdisjoint(_TIMES)
+        or (not words.isdisjoint(_LENGTHS) and _LENGTH.search(text) is not None)
+        or _NUMBER.search(text) is not None
+    )
     wish = not words.isdisjoint(_WISH_WORDS) and _WISHES.search(text) is not None
     return QUESTION * asks | TIMED * timed | WISH * wish
 

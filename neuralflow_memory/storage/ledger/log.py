@@ -38,9 +38,6 @@ def sequence(
         before = written[entry.key].entry if entry.key in written else stored.get(entry.key)
         if before is None:
             entry = placed(head, entry, version=dead.get(entry.key, 0) + 1)
-            if entry.type is MemoryType.SHORT_TERM:
-                head.last_position += 1
-                entry = replace(entry, position=head.last_position)
         elif same_content(before, entry) or on_conflict == "ignore":
             continue
         elif on_conflict == "raise" or before.type is not entry.type:  # a summary's id is never a turn's
@@ -65,10 +62,14 @@ def sequence(
 
 
 def placed(head: Head, entry: Entry, *, version: int) -> Entry:
-    """*entry* with the next number and seq of its session."""
+    """*entry* with the next number and seq of its session; a turn has the next place in its window, too."""
     head.last_n += 1
     head.last_seq += 1
-    return replace(entry, number=(head.owner << OWNER_SHIFT) | head.last_n, seq=head.last_seq, version=version)
+    position = None
+    if entry.type is MemoryType.SHORT_TERM:
+        position = head.last_position = head.last_position + 1
+    number = (head.owner << OWNER_SHIFT) | head.last_n
+    return replace(entry, number=number, seq=head.last_seq, version=version, position=position)
 
 
 def placed_below(db: sqlite3.Connection, head: Head, entry: Entry) -> Entry:

@@ -41,13 +41,14 @@ def arrange(db: sqlite3.Connection, head: Head, kept: Sequence[Entry | Record]) 
     dead = log.tombstones(db, [k.entry.key for k in kept if isinstance(k, Record) and not k.entry.number])
     written: list[Record] = []
     for item in kept:
-        head.last_position += 1
         if isinstance(item, Entry):
+            head.last_position += 1
             db.execute("UPDATE entries SET position = ? WHERE no = ?", (head.last_position, item.number))
             continue
-        entry = replace(item.entry, position=head.last_position)
+        entry = item.entry
         if entry.number:
-            entry = replace(entry, version=entry.version + 1)
+            head.last_position += 1
+            entry = replace(entry, position=head.last_position, version=entry.version + 1)
         else:
             entry = log.placed(head, entry, version=dead.get(entry.key, 0) + 1)
         written.append(replace(item, entry=entry))
