@@ -250,6 +250,7 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
         else:
             locks.index.release()
         floor = ExtractiveSummarizer(counter)
+        clock = given["clock"] or _utc_now
         summarizer = _summarizer(given["summarizer"], settings)
         if settings.gemini.spend_cap is not None and not getattr(summarizer, "priced", True):
             raise ConfigError(
@@ -267,8 +268,8 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
             summarizer=summarizer or floor,
             floor=floor,
             policy=given["policy"] or AllowOwn(),
-            clock=given["clock"] or _utc_now,
-            residents=Residents(ledger, max_bytes=settings.ram_mb * 1024 * 1024, model_id=model_id),
+            clock=clock,
+            residents=Residents(ledger, max_bytes=settings.ram_mb * 1024 * 1024, clock=clock, model_id=model_id),
             reranker=None if given["reranker"] is None else as_reranker(given["reranker"]),
         )
     except BaseException:

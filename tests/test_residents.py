@@ -1,9 +1,11 @@
 """What is kept in RAM of a user equals what the ledger says of it, whatever was done, and whoever else was let in."""
 
+import gc
 import random
 import threading
 from collections import Counter
 from dataclasses import fields
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import numpy as np
@@ -470,3 +472,24 @@ def test_a_user_let_go_while_somebody_reads_misses_no_turn(opened, monkeypatch, 
     for view in ("all", "window"):
         assert texts(chat.messages(view=view)) == ["Zero", "One", "Two"]
     assert texts(chat.context(search=False).messages) == ["Zero", "One", "Two"]
+
+
+def test_a_user_who_was_quiet_for_long_takes_no_ram_and_misses_nothing(opened):
+    """What a user has in RAM goes once others are served and a quarter of an hour is over, and is read anew when asked for."""
+    later = timedelta()
+    memory = opened(embedder="none", clock=lambda: datetime.now(UTC) + later)
+    quiet, busy = memory.session("chat", user_id="ada"), memory.session("chat", user_id="bob")
+    quiet.add("My train leaves at seven.")
+    quiet.search("train")
+    before = quiet.messages(view="window"), quiet.context(search=False).messages
+    kept = memory._core.parts.residents._all
+    later += timedelta(minutes=14)
+    busy.add("Still here.")
+    gc.collect()
+    assert len(kept) == 2
+    later += timedelta(minutes=2)
+    busy.add("And now.")
+    gc.collect()
+    assert [key[1] for key in kept] == ["bob"]
+    assert (quiet.messages(view="window"), quiet.context(search=False).messages) == before
+    assert [hit.entry.content for hit in quiet.search("train")] == ["My train leaves at seven."]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -116,22 +117,33 @@ def _parts_alone(folder: str, messages: str) -> dict[str, Any]:
 
 
 def _idle(folder: str, sessions: str) -> dict[str, Any]:
-    """RAM that sessions take: as objects only; and when each was opened for a turn, and left."""
+    """RAM that sessions take: as objects only; in use, each opened for a turn; and idle, beside as many others in use."""
     from neuralflow_memory import open_memory
 
     from .texts import Texts
 
-    texts = Texts(6)
-    with open_memory(folder, embedder="none", summarizer="extractive", tokenizer="approx") as memory:
-        for number in range(200):
-            memory.session(f"warm-{number}", user_id=f"warm-{number}").add(texts.sentence(85))
-        before = _resident()
+    texts, later = Texts(6), timedelta()
+    with open_memory(
+        folder, embedder="none", summarizer="extractive", tokenizer="approx", clock=lambda: datetime.now(UTC) + later
+    ) as memory:
+        said = [texts.sentence(85) for _ in range(int(sessions))]
+        warm = memory.session("warm", user_id="warm")
+        for text in said:  # what is kept of words is kept once, and is nobody's
+            warm.remember(text)
+        steps = [_resident()]
         kept = [memory.session(f"s{number}", user_id=f"user-{number}") for number in range(int(sessions))]
-        objects = _resident()
-        for session in kept:
-            session.add(texts.sentence(85))
-        memory.flush()
-        return {"before": before, "objects": objects, "left": _resident()}
+        steps.append(_resident())
+        for prefix in ("user", "other"):
+            for number, text in enumerate(said):
+                memory.session(f"s{number}", user_id=f"{prefix}-{number}").add(text)
+            memory.flush()
+            steps.append(_resident())
+            later += timedelta(hours=1)
+        before, objects, used, both = steps
+        if before is None or objects is None or used is None or both is None:
+            return {"objects": None, "used": None, "idle": None}
+        del kept
+        return {"objects": objects - before, "used": used - objects, "idle": both - used}
 
 
 def _resident() -> int | None:

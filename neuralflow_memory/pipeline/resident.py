@@ -17,12 +17,13 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import numpy as np
 
-from ..protocols import Change, Feature, Ledger
+from ..protocols import Change, Clock, Feature, Ledger
 from ..rules.budget import pauses
 from ..types import Entry, Message, Scope
 from .scope_index import ScopeIndex
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
     from .blocks import Quote
 
 _WINDOWS = 256  # windows kept of one owner
+_IDLE = timedelta(minutes=15)  # since its last use, after which a resident is let go
 _WEIGH_EVERY = 64  # uses of a resident between two looks at what it holds
 _MOST_NEWS = 2000  # changes by others that wait for a resident's next use; more, and it is read anew
+_NEVER = datetime.min.replace(tzinfo=UTC)
 _FEW = 256  # changed entries that are taken in one by one, whatever share of all they are
 _SHARE = 4  # and if they are not so many that one in four has changed
 
@@ -119,7 +122,8 @@ class Resident:
         self._sent: dict[str, Sent] = {}
         """Of the sessions whose windows were used lately, also while a window is to be read anew."""
         self.owner = scope.owner
-        self.uses = self.weight = 0  # kept by `Residents`
+        self.uses = self.weight = 0  # kept by `Residents`, as is
+        self.used = _NEVER
 
     @property
     def index(self) -> ScopeIndex | None:
@@ -246,7 +250,7 @@ class Resident:
 
 
 class Residents:
-    """The residents of all owners: least recently used out first, when they hold more than *max_bytes*.
+    """The residents of all owners: least recently used out first, when they hold more than *max_bytes*, or when idle.
 
     An owner has one resident as long as anybody holds it, so that its lock stays the only one. What a resident weighs is
     looked at now and then, not at each use; the sum is kept, not counted.
@@ -256,8 +260,9 @@ class Residents:
         prices: Counts how often others have changed what is known of models' prices in tokens.
     """
 
-    def __init__(self, ledger: Ledger, *, max_bytes: int, model_id: str | None = None) -> None:
+    def __init__(self, ledger: Ledger, *, max_bytes: int, clock: Clock, model_id: str | None = None) -> None:
         self._ledger = ledger
+        self._clock = clock
         self._max_bytes = max_bytes
         self._model_id = model_id
         self.whole = False
@@ -274,8 +279,11 @@ class Residents:
         """The resident of the owner of *scope*, as one that is in use."""
         with self._lock:
             resident = self._found(scope)
+            resident.used = self._clock()
             self._recent[scope.owner] = resident
             self._recent.move_to_end(scope.owner)
+            while resident.used - next(iter(self._recent.values())).used > _IDLE:
+                self._let_go()
             resident.uses += 1
             due = resident.weight == 0 or resident.uses % _WEIGH_EVERY == 0
         if not resident.lock._is_owned():  # type: ignore[attr-defined]
@@ -345,9 +353,13 @@ class Residents:
         """Let go of what was not used lately until the rest fits; the newest stays."""
         with self._lock:
             while self._total > self._max_bytes and len(self._recent) > 1:
-                _, old = self._recent.popitem(last=False)
-                self._total -= old.weight
-                old.weight = 0
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """Let go of what was not used the longest; hold the lock."""
+        _, old = self._recent.popitem(last=False)
+        self._total -= old.weight
+        old.weight = 0
 
     def forget(self) -> None:
         """Drop everything of every owner."""

@@ -88,6 +88,8 @@ class ScopeIndex:
         """Take *features*, in the order of their numbers. What is held should not exceed *max_bytes*."""
         self.rows = len(features)
         self._max_bytes = max_bytes
+        self._weighed, self._heavy = -1, False
+        """How many rows it had when it was weighed last, and whether it was too heavy."""
         self._last: dict[int, int] = {}
         """The last turn's row of each session."""
         for name, dtype in self._ARRAYS:
@@ -164,7 +166,11 @@ class ScopeIndex:
     @property
     def too_large(self) -> bool:
         """Whether it has outgrown its bytes by its vectors, which the vector index can answer for."""
-        return self.holds_vectors and self.vectors.dimensions > 0 and self.nbytes > self._max_bytes
+        if not self.holds_vectors or not self.vectors.dimensions:
+            return False
+        if self._weighed != self.rows:
+            self._weighed, self._heavy = self.rows, self.nbytes > self._max_bytes
+        return self._heavy
 
     @property
     def last(self) -> int:

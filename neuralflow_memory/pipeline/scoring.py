@@ -148,8 +148,11 @@ class _Meaning:
             there = index.with_neighbours(np.concatenate([rows, sample]), reach=REACH)
             self._cosines[there] = index.vectors.cosines(self._question, there) * self._counted[there]
             nearest = rows[np.argsort(-self._cosines[rows])[:_EXACT]]
-            for number, vector in exactly(index.number[nearest[self._counted[nearest]]].tolist()):
-                self._cosines[index.row(number)] = np.frombuffer(vector, np.float32) @ self._question
+            exact = list(exactly(index.number[nearest[self._counted[nearest]]].tolist()))
+            if exact:
+                vectors = np.frombuffer(b"".join(vector for _, vector in exact), np.float32)
+                there = np.searchsorted(index.number, [number for number, _ in exact])
+                self._cosines[there] = vectors.reshape(len(exact), -1) @ self._question
         standing = self._counted[sample]
         average = self._average or ranking.average(self._cosines[sample[standing]])
         cosines = self._cosines[rows]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ...types import Scope, SessionInfo, moment
 
@@ -31,6 +32,7 @@ _HEAD = """SELECT o.id, o.last_n, o.erase_epoch, s.id, s.last_seq, s.last_positi
     s.active_at, s.model FROM owners o JOIN sessions s ON s.owner = o.id WHERE """
 
 
+@lru_cache(maxsize=1024)
 def owner_key(scope: Scope) -> str:
     """The owner of *scope* as one unambiguous text."""
     return json.dumps(scope.owner, ensure_ascii=False)
