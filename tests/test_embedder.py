@@ -241,6 +241,17 @@ def test_batches_hold_like_lengths_and_little_padding():
     assert sentence_transformers.batched(["a" * 9999] * 2, room=1024, longest=None) == [[0], [1]]
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 2, 5, 40, 64, 65, 2000])
+def test_no_worker_is_left_without_a_batch_in_the_last_round(count, workers):
+    """Few batches are shared out evenly, and none takes more room than it has; of many it doesn't matter."""
+    texts = ["word " * (5 + 7 * n % 31) for n in range(count)]
+    batches = sentence_transformers.batched(texts, room=2048, longest=256, workers=workers)
+    assert sorted(i for batch in batches for i in batch) == list(range(count))
+    assert all(len(batch) * max(len(texts[i]) + 8 for i in batch) <= 2048 for batch in batches)
+    assert len(batches) % workers == 0 or len(batches) > 8 * workers or count < 8 * workers
+
+
 def test_a_question_does_not_wait_for_documents(embedder, monkeypatch):
     """However many are being embedded."""
     model, answered, began = embedder.load(), threading.Event(), threading.Event()

@@ -116,7 +116,7 @@ class OnnxEmbedder:
         if not texts:
             return np.zeros((0, self.dimensions), np.float32)
         prompt = model.prompts["document"]
-        batches = batched(texts, room=ROOM["float32"], longest=model.longest)
+        batches = batched(texts, room=ROOM["float32"], longest=model.longest, workers=_cores())
         # Batches side by side, each on one core, leave none waiting for another.
         with ThreadPoolExecutor(min(len(batches), _cores()), "neuralflow-embedder") as threads:
             done = threads.map(lambda batch: self._embedded(model, [prompt + texts[i] for i in batch]), batches)

@@ -39,6 +39,7 @@ ROOM = {"float32": 1024, "bfloat16": 2048}
 """Bytes of text in a batch on a CPU, each text counted as the longest, to which it is padded: with the default model about
 60 ms of one core."""
 _ROOM_ELSEWHERE = 65_536
+_MANY = 8  # batches a worker, of which it doesn't matter who has one more
 _BYTES_PER_TOKEN = 4
 LEAST_COSINE = 0.9999  # of a vector made with bfloat16 and the one made without, so that both may stand in one index
 SAMPLE = [
@@ -122,7 +123,7 @@ class SentenceTransformerEmbedder:
     def embed_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Vectors of *texts*, of unit length: float32, shape (len(texts), dimensions)."""
         model = self.load()
-        batches = batched(texts, room=self._room, longest=model.max_seq_length)
+        batches = batched(texts, room=self._room, longest=model.max_seq_length, workers=self._writing.number or 1)
         if not batches:
             return np.zeros((0, self.dimensions), dtype=np.float32)
         given = [[texts[i] for i in batch] for batch in batches]
@@ -147,18 +148,23 @@ def full_name(model: str) -> str:
     return model if "/" in model or Path(model).exists() else f"sentence-transformers/{model}"
 
 
-def batched(texts: Sequence[str], *, room: int, longest: int | None) -> list[list[int]]:
+def batched(texts: Sequence[str], *, room: int, longest: int | None, workers: int = 1) -> list[list[int]]:
     """The rows of *texts*, like lengths together, in batches that take *room* bytes when padded; of a text *longest*
-    tokens are read.
+    tokens are read. Few batches are made smaller, so that none of the *workers* is left without one in the last round.
     """
     most = longest * _BYTES_PER_TOKEN if longest else room
     sizes = [min(len(text.encode(errors="replace")), most) for text in texts]
+    order = sorted(range(len(texts)), key=sizes.__getitem__)
     batches: list[list[int]] = []
-    for i in sorted(range(len(texts)), key=sizes.__getitem__):
-        padded = sizes[i] + 2 * _BYTES_PER_TOKEN  # with the marks of its start and end
-        if not batches or (len(batches[-1]) + 1) * padded > room:
-            batches.append([])
-        batches[-1].append(i)
+    for tenths in range(10, 4, -1):
+        batches = []
+        for i in order:
+            padded = sizes[i] + 2 * _BYTES_PER_TOKEN  # with the marks of its start and end
+            if not batches or (len(batches[-1]) + 1) * padded > room * tenths // 10:
+                batches.append([])
+            batches[-1].append(i)
+        if len(batches) % workers == 0 or len(batches) > _MANY * workers:
+            break
     return batches
 
 
@@ -170,18 +176,18 @@ class _Threads:
     """Threads each of which computes alone what it is given. Until they are started, who asks computes."""
 
     def __init__(self) -> None:
-        self._number = 0
+        self.number = 0
         self._pid = 0
 
     def start(self, number: int) -> None:
-        self._number = number
+        self.number = number
 
     def map(self, call: Callable[[S], T], given: Sequence[S]) -> list[T]:
         """What *call* returns for each."""
-        if not self._number:
+        if not self.number:
             return [call(one) for one in given]
         if self._pid != os.getpid():  # the first call, or a fork has left the threads behind
-            self._pool = ThreadPoolExecutor(self._number, "neuralflow-embedder", initializer=_compute_alone)
+            self._pool = ThreadPoolExecutor(self.number, "neuralflow-embedder", initializer=_compute_alone)
             self._pid = os.getpid()
         try:
             done = [self._pool.submit(call, one) for one in given]

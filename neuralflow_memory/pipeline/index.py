@@ -179,7 +179,8 @@ def embed_question(parts: Parts, scope: Scope, text: str) -> Vector:
 def embed(parts: Parts, entries: Sequence[Entry]) -> dict[int, Vector]:
     """Unit vectors of *entries* by number, from the ledger where they are known; entries without words have none."""
     found: dict[int, Vector] = {}
-    wordy = [e for e in entries if e.content.strip()]
+    # Like lengths together, which an embedder pads to one.
+    wordy = sorted((e for e in entries if e.content.strip()), key=lambda e: len(e.content))
     for start in range(0, len(wordy), EMBED_BATCH):
         with parts.embedding:
             found.update(_embed(parts, wordy[start : start + EMBED_BATCH]))
