@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .crowd import processes
 from .embedding import embedding
 from .event_loop import event_loop
 from .footprint import footprint
@@ -28,6 +29,7 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "ingest": ingest,
     "embedding": embedding,
     "loop": event_loop,
+    "processes": processes,
     "footprint": footprint,
 }
 _TITLES = {
@@ -36,6 +38,7 @@ _TITLES = {
     "ingest": "Ingest",
     "embedding": "Embedding",
     "event loop": "The event loop",
+    "processes": "Many processes",
     "footprint": "Footprint",
 }
 _PACKAGES = (

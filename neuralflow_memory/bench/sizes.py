@@ -32,6 +32,9 @@ class Sizes:
     loop_runs: int = 5
     loop_calls: int = 200
     loop_entries: int = 1_000
+    crowd_rounds: int = 6
+    crowd_turns: int = 40
+    """A round, while others write."""
     sessions: int = 10_000
     """Idle ones."""
     loop_model: bool = False
@@ -62,6 +65,7 @@ FULL = Sizes(
     bulk=100_000,
     embedded=2_048,
     loop_entries=5_000,
+    crowd_turns=300,
     loop_model=True,
 )
 

@@ -32,7 +32,7 @@ def bench(
         str | None,
         typer.Option(
             "--only",
-            help="Sections: turn, search, ingest, embedding, loop, footprint; with commas.",
+            help="Sections: turn, search, ingest, embedding, loop, processes, footprint; with commas.",
             show_default=False,
         ),
     ] = None,
