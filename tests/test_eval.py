@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from neuralflow_memory.cli import app
-from neuralflow_memory.cli.formats import read_locomo_questions
+from neuralflow_memory.cli.evaluating import Answered, _fused
+from neuralflow_memory.cli.formats import Asked, read_locomo_questions
 from neuralflow_memory.rules.measures import averaged, measures
 
 TURNS = [
@@ -48,7 +49,13 @@ def run(monkeypatch):
 def test_each_question_is_asked_of_each_ranking(run, file):
     """With the place of each piece of evidence; the chats leave no memory behind."""
     found = json.loads(run(file, "--json").stdout)
-    assert list(found) == ["this memory", "plain dense", "plain BM25"]
+    assert list(found) == [
+        "this memory",
+        "plain dense",
+        "plain BM25",
+        "dense and BM25 by reciprocal rank",
+        "dense and BM25, weighted",
+    ]
     ours = found["this memory"]
     assert [q["question"] for q in ours["questions"]] == [q["question"] for q in QUESTIONS]
     assert ours["questions"][0]["ranks"] == [1]
@@ -58,6 +65,17 @@ def test_each_question_is_asked_of_each_ranking(run, file):
     assert ours["questions"][0]["category"] == "fact"
     assert ours["ms"] > 0
     assert found["plain dense"]["R@10"] == 1.0  # no signal: the words still say what is relevant at all
+
+
+def test_two_rankings_are_fused_by_reciprocal_rank():
+    """What both have found comes before what only one has; ties as they come; costs and times go along."""
+    asked = Asked("Where?", ("c",), user_id=None, session_id="s", category=None)
+    one = Answered(asked, {"a": 5, "b": 6, "c": 7}, 1.0)
+    other = Answered(asked, {"c": 7, "d": 8}, 2.0)
+    fused = _fused(one, other)
+    assert fused.hits == {"c": 7, "a": 5, "b": 6, "d": 8}
+    assert fused.ranks == (1,)
+    assert fused.milliseconds == 3.0
 
 
 def test_another_policy_is_compared_question_by_question(run, file):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 
 _DEEPEST = 60  # hits of a question
 _SHOWN = 5  # questions that gained or lost most
-_ALONE = {"plain dense": "dense", "plain BM25": "lexical"}
+_OWN, _DENSE, _BM25, _WEIGHTED = "this memory", "plain dense", "plain BM25", "dense and BM25, weighted"
+_PLAIN = {_DENSE: ("dense",), _BM25: ("lexical",), _WEIGHTED: ("dense", "lexical")}
+_FUSED = "dense and BM25 by reciprocal rank"
+_FUSION = 60  # as in Cormack, Clarke and Büttcher, SIGIR 2009
 _CURVE = (1, 2, 3, 5, 8, 10, 15, 20, 30, 40, 60)
 
 
@@ -46,12 +50,22 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What one policy found for one question. `ranks`: the place of each piece of evidence, from 1; 0 for none."""
+    """What one policy found for one question.
+
+    `hits`: ids, best first, and the tokens of each. `ranks`: the place of each piece of evidence, from 1; 0 for none.
+    """
 
     asked: Asked
-    found: Mapping[str, float]
-    ranks: tuple[int, ...]
+    hits: Mapping[str, int]
     milliseconds: float
+    found: Mapping[str, float] = field(init=False)
+    ranks: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        ranked, evidence = list(self.hits), self.asked.evidence
+        found = measures(ranked, evidence, tokens=list(self.hits.values()))
+        object.__setattr__(self, "found", found)
+        object.__setattr__(self, "ranks", tuple(ranked.index(own) + 1 if own in ranked else 0 for own in evidence))
 
 
 def eval_(
@@ -78,7 +92,7 @@ def eval_(
     user_id, session_id and category. The chats are read into a memory that goes away at the end.
     """
     base = settings(config)
-    policies = [Policy("this memory", {}), *_plain()]
+    policies = [Policy(_OWN, {}), *_plain()]
     if set_:
         policies.append(Policy(", ".join(set_), _overrides(set_)))
     questions = list(QUESTIONS[format_](file))
@@ -95,13 +109,15 @@ def eval_(
     console.print(f"{len(questions):,} questions", _table(answers), sep="\n")
     console.print(f"\nevidence among the first {', '.join(map(str, _CURVE))} hits", _curves(answers), sep="\n")
     if set_:
-        changes, table = _compared(answers["this memory"], answers[policies[-1].name])
+        changes, table = _compared(answers[_OWN], answers[policies[-1].name])
         console.print(f"\n{changes}", table, sep="\n")
 
 
 def _plain() -> Iterator[Policy]:
-    for name, signal in _ALONE.items():
-        yield Policy(name, {"ranking": {field: float(field == signal) for field in Ranking.model_fields}})
+    weights = Ranking()
+    for name, signals in _PLAIN.items():
+        own = {s: getattr(weights, s) if s in signals else 0.0 for s in Ranking.model_fields}
+        yield Policy(name, {"ranking": own})
 
 
 def _overrides(given: Sequence[str]) -> dict[str, Any]:
@@ -166,6 +182,8 @@ def _measured(
                 found.append(_answered(memory, asked))
                 progress.advance(asking)
             answers[policy.name] = found
+        if policy.name == _BM25:
+            answers[_FUSED] = [_fused(*both) for both in zip(answers[_DENSE], found, strict=True)]
     return answers
 
 
@@ -174,10 +192,19 @@ def _answered(memory: Memory, asked: Asked) -> Answered:
     start = time.perf_counter()
     hits = session.search(asked.question, k=_DEEPEST)
     elapsed = 1000 * (time.perf_counter() - start)
-    ranked = [hit.entry.id for hit in hits]
     costs = [memory.count_tokens([Message(h.entry.role or "user", h.entry.content, name=h.entry.name)]) for h in hits]
-    ranks = tuple(ranked.index(own) + 1 if own in ranked else 0 for own in asked.evidence)
-    return Answered(asked, measures(ranked, asked.evidence, tokens=costs), ranks, elapsed)
+    return Answered(asked, dict(zip((hit.entry.id for hit in hits), costs, strict=True)), elapsed)
+
+
+def _fused(one: Answered, other: Answered) -> Answered:
+    """Two rankings as one: each hit scores the sum of 1 / (60 + its rank)."""
+    scores: dict[str, float] = defaultdict(float)
+    for answered in (one, other):
+        for rank, own_id in enumerate(answered.hits, 1):
+            scores[own_id] += 1 / (_FUSION + rank)
+    costs = {**one.hits, **other.hits}
+    best = sorted(scores, key=lambda own_id: -scores[own_id])[:_DEEPEST]
+    return Answered(one.asked, {own_id: costs[own_id] for own_id in best}, one.milliseconds + other.milliseconds)
 
 
 def _times(found: Sequence[Answered]) -> tuple[float, float]:
