@@ -11,6 +11,7 @@ from collections import Counter
 
 import many_processes_child as child
 import pytest
+from chroma_server import ChromaServer
 from conftest import CountingEmbedder, index_keys, live_keys, texts, wait_until
 
 from neuralflow_memory import FolderInUse, IndexingError, Message, ModelMismatch, open_memory
@@ -165,6 +166,40 @@ def test_another_takes_over_within_two_seconds(opened, others, folder, how):
     assert index_keys(memory) == live_keys(memory)
     assert len(index_keys(memory)) == 101
     assert embedder.texts == ["After"]
+
+
+def test_several_processes_share_a_chroma_server(opened, others, folder, tmp_path):
+    """One indexes for all; it is killed, then the server: what was written meanwhile is there in the end, embedded once."""
+    server = ChromaServer(tmp_path / "server").start()
+    try:
+        options = f"embedder=child.Noting(sys.argv[1] + '.embedded'), chroma={{'url': '{server.url}'}}, **child.OPTIONS"
+        first, second = others(folder, options), others(folder, options)
+        memory = opened(embedder=child.Noting(f"{folder}.embedded"), chroma={"url": server.url}, **child.OPTIONS)
+        chat = memory.session("chat", user_id="ada")
+        assert memory.stats()["indexer"] == first.pid
+        for n, process in enumerate((first, second)):
+            process.ask(f"chat.add([f'Turn {{n}} of {n}' for n in range(40)])")
+        memory.flush()
+        assert index_keys_of(second) == live_keys(memory)
+        assert len(chat.search("Turn 7", k=100)) == 80
+        first.kill()
+        server.kill()
+        second.ask("chat.add([f'Turn {n} of 2' for n in range(40)])")
+        chat.add([f"Turn {n} of 3" for n in range(40)])
+        assert "of 2" in " ".join(h.entry.content for h in chat.search("Turn 7 of 2"))
+        server.start()
+        memory.flush()
+        second.ask("memory.flush()")
+        assert memory.stats()["indexer"] in (second.pid, os.getpid())
+        assert index_keys(memory) == index_keys_of(second) == live_keys(memory)
+        assert len(live_keys(memory)) == 160
+        assert max(Counter(t for pid, t in child.embedded(folder) if pid != first.pid).values()) == 1
+    finally:
+        server.kill()
+
+
+def index_keys_of(other):
+    return set(other.ask("memory._core.parts.store.keys()"))
 
 
 def test_two_who_would_embed_the_same_do_it_once(others, folder, opened):

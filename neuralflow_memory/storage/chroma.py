@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,13 @@ class ChromaStore:
         self.down = None
         return True
 
-    def _open(self, **metadata: str | int) -> Any:
+    def _open(self, *, create: bool = True, **metadata: str | int) -> Any:
         name = self._options.collection
         try:
             collection = self._client.get_collection(name, embedding_function=None)
         except NotFoundError:
+            if not create:
+                raise
             collection = self._client.get_or_create_collection(
                 name,
                 embedding_function=None,
@@ -151,20 +153,32 @@ class ChromaStore:
 
     def query(self, vector: Any, *, partition: str, k: int) -> list[tuple[str, float]]:
         with self._reading(), self._replacing:
-            found = self._collection.query(
-                query_embeddings=[vector], n_results=k, where={"partition": partition}, include=["distances"]
+            found = self._asked(
+                lambda collection: collection.query(
+                    query_embeddings=[vector], n_results=k, where={"partition": partition}, include=["distances"]
+                )
             )
         return [(key, 1.0 - d) for key, d in zip(found["ids"][0], found["distances"][0], strict=True)]
 
     def count(self, *, partition: str | None = None) -> int:
         with self._reading(), self._replacing:
             if partition is None:
-                return int(self._collection.count())
-            return len(self._collection.get(where={"partition": partition}, include=[])["ids"])
+                return int(self._asked(lambda collection: collection.count()))
+            return len(self._asked(lambda c: c.get(where={"partition": partition}, include=[]))["ids"])
 
     def keys(self) -> list[str]:
         with self._translated(), self._replacing:
-            return list(self._collection.get(include=[])["ids"])
+            return list(self._asked(lambda collection: collection.get(include=[]))["ids"])
+
+    def _asked(self, question: Callable[[Any], Any]) -> Any:
+        """What the collection answers; if another process has made it anew, the new one does."""
+        try:
+            return question(self._collection)
+        except NotFoundError:
+            if self.url is None:
+                raise
+            self._collection = self._open(create=False)
+            return question(self._collection)
 
     def reset(self, *, model_id: str, dimensions: int) -> None:
         with self._indexing(), self._replacing:
