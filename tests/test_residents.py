@@ -237,7 +237,7 @@ def test_ram_equals_the_ledger_whoever_else_writes(opened, beside, seed):
         except NotFound:  # what is done in the background of the other was faster
             continue
         wait_until(lambda: not memory._core._folding and not other._core._folding)
-        compared += sum(resident.index is not None for resident in held)
+        compared += sum(resident._index is not None for resident in held)  # `index` needs the lock
         for each in lives:
             try:
                 agree(each.chats["a"].memory, each.chats["a"], sessions=each.chats, vectors=False)

@@ -36,6 +36,7 @@ _IDLE = timedelta(minutes=15)  # since its last use, after which a resident is l
 _WEIGH_EVERY = 64  # uses of a resident between two looks at what it holds
 _MOST_NEWS = 2000  # changes by others that wait for a resident's next use; more, and it is read anew
 _NEVER = datetime.min.replace(tzinfo=UTC)
+_MOST_UNREAD = 512  # written entries that wait for search to ask for them
 _FEW = 256  # changed entries that are taken in one by one, whatever share of all they are
 _SHARE = 4  # and if they are not so many that one in four has changed
 
@@ -118,6 +119,8 @@ class Resident:
         self.news: deque[Change | None] = deque()
         """What others have changed and RAM does not show yet; None stands for anything."""
         self._index: ScopeIndex | None = None
+        self._unread: list[Feature] = []
+        """Of entries that were written since the index was last asked for."""
         self._windows: OrderedDict[str, Window] = OrderedDict()
         self._sent: dict[str, Sent] = {}
         """Of the sessions whose windows were used lately, also while a window is to be read anew."""
@@ -128,18 +131,21 @@ class Resident:
     @property
     def index(self) -> ScopeIndex | None:
         """What search reads, if it has been loaded."""
+        if self._unread:
+            self._read()
         return self._index
 
     def load(self, model: tuple[int, int] | None) -> ScopeIndex:
         """What search reads; *model* is (number, dimensions) of the embedding model, if there is one."""
-        if self._index is None or self._index.too_large:
+        if self.index is None or self.index.too_large:
             owner = self._ledger.owner(self._scope)
             features = [] if owner is None else self._ledger.features(owner)
             index = ScopeIndex(features, dimensions=model[1] if model else 0, max_bytes=self._max_bytes)
             if model is not None and owner is not None and index.holds_vectors:
                 index.embed((n, np.frombuffer(v, np.float32)) for n, v in self._ledger.vectors(owner, model[0]))
             self._index = index
-        return self._index
+            return index
+        return self.index
 
     def window(self, scope: Scope, *, count: Callable[[Message], int], expiry: float) -> Window:
         """The window of *scope*'s session; *expiry*: seconds of silence after which a fold is due."""
@@ -163,10 +169,17 @@ class Resident:
         return window
 
     def put(self, features: Iterable[Feature]) -> None:
-        """Bring what search reads up to date with entries that were just written, and with what others wrote before them."""
+        """Take entries that were just written. They are read when search asks for them: not each turn is followed by one."""
+        if self._index is not None:
+            self._unread += features
+            if len(self._unread) > _MOST_UNREAD:
+                self._read()
+
+    def _read(self) -> None:
+        """Bring what search reads up to date with entries that were written, and with what others wrote before them."""
+        own, self._unread = {feature[0]: feature for feature in self._unread}, []
         if self._index is None:
             return
-        own = {feature[0]: feature for feature in features}
         last, newest = self._index.last, max(own, default=0)
         try:
             if newest > last:
@@ -208,18 +221,19 @@ class Resident:
     def _take_in(self, changes: Sequence[Change]) -> None:
         written = {c.number for c in changes if c.number and c.session is not None}
         named = written | {c.number for c in changes if c.number}
-        if self._index is None or not named:
+        index = self.index
+        if index is None or not named:
             return
-        if len(named) > max(_FEW, self._index.rows // _SHARE):
+        if len(named) > max(_FEW, index.rows // _SHARE):
             self._index = None
             return
         now_there = {f[0]: f for f in self._features(written)}
         try:
             for number in sorted(written):
                 if number in now_there:
-                    self._index.put(now_there[number])
+                    index.put(now_there[number])
                 else:
-                    self._index.drop(number)
+                    index.drop(number)
         except ValueError:  # as above
             self._index = None
             return
@@ -227,7 +241,7 @@ class Resident:
         model = None if self._model_id is None else self._ledger.known_model(self._model_id)
         if owner is not None and model is not None:
             vectors = self._ledger.vectors(owner, model[0], sorted(named))
-            self._index.embed((n, np.frombuffer(v, np.float32)) for n, v in vectors)
+            index.embed((n, np.frombuffer(v, np.float32)) for n, v in vectors)
 
     def _features(self, numbers: Iterable[int]) -> list[Feature]:
         wanted = sorted(numbers)
@@ -237,6 +251,7 @@ class Resident:
     def forget(self) -> None:
         """Drop everything: it is read anew from the ledger."""
         self._index = None
+        self._unread.clear()
         self._windows.clear()
 
     def forget_window(self, session_id: str) -> None:
