@@ -18,6 +18,7 @@ from .errors import (
     ForkedError,
     IndexingError,
     InputError,
+    InvalidTransition,
     MessageError,
     MissingDependency,
     ModelMismatch,
@@ -25,6 +26,8 @@ from .errors import (
     NotFound,
     QueryError,
     ScopeError,
+    StateError,
+    StatePersistenceError,
     StorageError,
     StorageFull,
     SummarizerError,
@@ -40,6 +43,8 @@ from .types import (
     Message,
     Scope,
     SessionInfo,
+    StateDiff,
+    StateVersion,
     Summary,
     ToolCall,
     Value,
@@ -47,8 +52,10 @@ from .types import (
 
 if TYPE_CHECKING:
     from .memory import Memory
+    from .rules.states import StateRules
     from .session import Session
     from .settings import aopen_memory, open_memory
+    from .state import State
     from .task import Task
     from .thread import Thread
     from .values import Values
@@ -56,6 +63,8 @@ if TYPE_CHECKING:
 _LAZY = {
     "Memory": "memory",
     "Session": "session",
+    "State": "state",
+    "StateRules": "rules.states",
     "Task": "task",
     "Thread": "thread",
     "Values": "values",
@@ -95,6 +104,7 @@ __all__ = [
     "Hit",
     "IndexingError",
     "InputError",
+    "InvalidTransition",
     "Memory",
     "MemoryType",
     "Message",
@@ -109,6 +119,12 @@ __all__ = [
     "Session",
     "SessionInfo",
     "Settings",
+    "State",
+    "StateDiff",
+    "StateError",
+    "StatePersistenceError",
+    "StateRules",
+    "StateVersion",
     "StorageError",
     "StorageFull",
     "SummarizerError",

@@ -72,6 +72,18 @@ class Tasks(_Section):
     )
 
 
+class State(_Section):
+    """The states of sessions."""
+
+    persistence: bool = Field(
+        default=True, description="keep states in the folder; else in RAM only, and they go on close"
+    )
+    max_states: int = Field(default=100, ge=1, description="versions kept of a session's state, the newest")
+    cleanup_interval: float = Field(
+        default=300.0, gt=0, description="seconds between looks for sessions that became idle or expired"
+    )
+
+
 class Ranking(_Section):
     """What each signal of search counts. A score is the weighted mean of those that apply.
 
@@ -192,6 +204,7 @@ class Settings(_Section):
     budget: Budget = Budget()
     pruning: Pruning = Pruning()
     context: Prompt = Prompt()
+    state: State = State()
     tasks: Tasks = Tasks()
     ranking: Ranking = Ranking()
     embedder: Embedding = Embedding()
@@ -225,4 +238,16 @@ def _unknown(loc: tuple[int | str, ...]) -> str:
     return f"there is no such option{f'; did you mean {near[0]!r}?' if near else ', but ' + ', '.join(known)}"
 
 
-__all__ = ["Budget", "Chroma", "Embedding", "Gemini", "Prompt", "Pruning", "Ranking", "Settings", "Tasks", "explained"]
+__all__ = [
+    "Budget",
+    "Chroma",
+    "Embedding",
+    "Gemini",
+    "Prompt",
+    "Pruning",
+    "Ranking",
+    "Settings",
+    "State",
+    "Tasks",
+    "explained",
+]

@@ -17,6 +17,7 @@ from .errors import ForkedError, IndexingError, StorageError
 from .pipeline.compact import compact
 from .pipeline.index import BATCH, PARKED, index_batch
 from .pipeline.parts import Parts
+from .pipeline.states import cleanup
 from .protocols import EntryStore, Lock
 from .types import Scope
 
@@ -104,6 +105,8 @@ class Core:
         self._full: SimpleQueue[Scope | None] = SimpleQueue()
         self._folding: dict[Scope, bool] = {}
         """Sessions being folded or waiting for it; True when one filled up again meanwhile."""
+        self._cleaned = time.monotonic()
+        """When states were seen to."""
         self._guard = threading.Lock()
         self._loading = threading.Lock()
         """Held until the embedding model is loaded."""
@@ -322,8 +325,26 @@ class Core:
                 self._full.put(scope)  # first: if an interrupt comes between the two, it is folded all the same
                 self._folding[scope] = False
 
+    def _to_fold(self) -> Scope | None:
+        """The next session to be folded; whoever waits for one sees to the states of sessions in between."""
+        pause = min(self.parts.settings.state.cleanup_interval, threading.TIMEOUT_MAX)
+        while True:
+            self._clean_up(pause)
+            with suppress(Empty):
+                return self._full.get(timeout=pause)
+
+    def _clean_up(self, pause: float) -> None:
+        with self._guard:
+            if self.parts.closing or time.monotonic() < self._cleaned + pause:
+                return
+            self._cleaned = time.monotonic()
+        try:
+            cleanup(self.parts)
+        except Exception as error:  # the next one tries again
+            self._note("cleanup of states", error)
+
     def _fold(self) -> None:
-        while (scope := self._full.get()) is not None:
+        while (scope := self._to_fold()) is not None:
             again = True
             while again:
                 with self._guard:

@@ -10,7 +10,10 @@ NeuralFlowError
 │   ├── ScopeError                          ids that don't make a scope
 │   ├── BudgetError                         the newest user turn does not fit the budget
 │   └── TaskError                           a task was used when it was over, or opened twice
-├── ConflictError        (ValueError)       an id is already taken by other content
+├── StateError           (ValueError)       a session's state would not be valid
+│   ├── InvalidTransition                   its transition table, or its life, does not lead there
+│   └── StatePersistenceError (OSError)     it could not be written
+├── ConflictError        (ValueError)       an id is taken by other content, or a state has changed meanwhile
 ├── NotFound             (LookupError)      no such entry in this scope
 ├── AccessDenied         (PermissionError)  the principal may not do this here
 ├── StorageError         (OSError)          the folder or its files
@@ -102,9 +105,14 @@ class TaskError(InputError):
 
 
 class ConflictError(NeuralFlowError, ValueError):
-    """An id is already taken by other content. Attribute: `id`."""
+    """An id is already taken by other content, or a session's state has changed since it was read. Attribute: `id`.
+
+    Of a state also its versions: `expected`, and `found`, which it has.
+    """
 
     id: str
+    expected: int | None = None
+    found: int | None = None
 
 
 class NotFound(NeuralFlowError, LookupError):
@@ -145,6 +153,24 @@ class StorageFull(StorageError):
 
 class IndexingError(StorageError):
     """The vector index can't be brought up to date. Nothing is lost: the entries wait in the ledger."""
+
+
+class StateError(NeuralFlowError, ValueError):
+    """A session's state would not be valid; the old one stands. Attribute: `problems`, a text for each."""
+
+    problems: tuple[str, ...] = ()
+
+
+class InvalidTransition(StateError):
+    """A state can't go there from where it is; it stands as it was. Attributes: `before`, `after`, `allowed`."""
+
+    before: str | None
+    after: str
+    allowed: tuple[str, ...]
+
+
+class StatePersistenceError(StateError, StorageError):
+    """A state could not be written; the old one stands. Its cause is the error of the ledger. Attribute: `path`."""
 
 
 class ModelMismatch(NeuralFlowError, ValueError):

@@ -17,6 +17,7 @@ from .pipeline.ingest import Messages, listed
 from .pipeline.parts import Parts
 from .protocols import EntryStore
 from .rules.budget import prompt_tokens
+from .rules.states import StateRules, as_rules
 from .session import Session
 from .types import Scope, SessionInfo
 from .values import Values
@@ -66,6 +67,7 @@ class Memory:
         agent_id: str | None = None,
         tenant: str | None = None,
         principal: str | None = None,
+        state_rules: StateRules | Any = None,
     ) -> Session:
         """A conversation. Cheap, no I/O; a new one comes into being with its first turn.
 
@@ -75,15 +77,17 @@ class Memory:
             agent_id: Which agent writes, for `within="agent"`.
             tenant: Keeps the users of one organisation from those of another.
             principal: On whose behalf it is used, for the access policy; None is the application itself.
+            state_rules: What its state may be: `StateRules`, a pydantic model or a JSON schema. None means the memory's.
         """
         settings = self._ready_parts().settings
+        rules = None if state_rules is None else as_rules(state_rules)
         scope = Scope(
             "default" if tenant is None else tenant,
             settings.user_id if user_id is None else user_id,
             uuid4().hex if session_id is None else session_id,
             agent_id,
         )
-        return Session(self, scope, principal=principal)
+        return Session(self, scope, principal=principal, state_rules=rules)
 
     def values(self, *, user_id: str | None = None, tenant: str | None = None, principal: str | None = None) -> Values:
         """JSON values under namespaces and keys, of a user or of a tenant. Cheap, no I/O.

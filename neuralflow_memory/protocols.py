@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from .types import TYPE_NUMBER, Entry, MemoryType, Message, Scope, SessionInfo, Summary, microseconds
+from .types import TYPE_NUMBER, Entry, Life, MemoryType, Message, Scope, SessionInfo, Summary, microseconds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,6 +150,8 @@ class Appended:
     written: list[Record]
     session: int
     erase_epoch: int
+    stated: bool = False
+    """The state that was given was written, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,53 @@ class StoredWindow:
     """There are segments and no summary of them: it was made from something that has changed, and is to be made anew."""
     model: str | None = None
     """The model that the session's prompts went to, as the host reported it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateRecord:
+    """A version of a session's state. `fields`: their JSON, None for those that a state begins with; `at`: microseconds.
+
+    `turn`: the id of the last turn that it is written with.
+    """
+
+    version: int
+    fields: str | None
+    life: Life
+    at: int
+    act: str
+    principal: str | None = None
+    agent_id: str | None = None
+    why: str | None = None
+    turn: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredState:
+    """A session's state as stored: its newest version, None before the first, and what tells how the session stands.
+
+    `life` is what was recorded of it last, and `resumed`, whether something was written to the session since; `active_at`:
+    when something was written to it last, in microseconds.
+    """
+
+    record: StateRecord | None
+    life: Life
+    resumed: bool
+    active_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a session is to become: its window in order, the ids of pinned turns, a summary with its segment, tasks, state.
+
+    Entries are those that are there; records are new ones, or new versions. The summary is for a session that has none.
+    """
+
+    window: Sequence[Entry | Record]
+    pinned: frozenset[str]
+    segment: Record | None
+    summary: Record | None
+    tasks: Sequence[Record]
+    state: StateRecord | None
 
 
 class Change(NamedTuple):
@@ -316,11 +365,21 @@ class Ledger(Protocol):
         ...
 
     def append(
-        self, scope: Scope, records: Sequence[Record], *, on_conflict: OnConflict, now: int, knowledge: bool = False
+        self,
+        scope: Scope,
+        records: Sequence[Record],
+        *,
+        on_conflict: OnConflict,
+        now: int,
+        knowledge: bool = False,
+        state: StateRecord | None = None,
     ) -> Appended:
-        """Write *records* (numbers, seq and versions still open) at the end of a session, all or none.
+        """Write *records* (numbers, seq and versions still open) at the end of a session, and *state* with them, all or none.
 
-        Raises `ConflictError` when an id stands for other content and *on_conflict* is "raise".
+        A state that was written with these turns before is left as it is.
+
+        Raises `ConflictError` when an id stands for other content and *on_conflict* is "raise", or the state is at another
+        version than the one before that of *state*.
         """
         ...
 
@@ -331,8 +390,12 @@ class Ledger(Protocol):
         """
         ...
 
-    def drop(self, scope: Scope, doomed: Sequence[Entry], *, now: int) -> int:
-        """Delete entries for good, leaving a tombstone each; how many there were."""
+    def drop(self, scope: Scope, doomed: Sequence[Entry], *, now: int, cleared: StateRecord | None = None) -> int:
+        """Delete entries for good, leaving a tombstone each; how many there were.
+
+        With *cleared*, the session's state and its history go, too, if it has any; that stands in their place, at the next
+        version.
+        """
         ...
 
     def window(self, scope: Scope) -> StoredWindow | None:
@@ -468,6 +531,44 @@ class Ledger(Protocol):
         """Write values with the entries that they are found by, all or none; the values *read* begin to live anew.
 
         Texts that a value had before keep their entries. Some of the owner's values that have expired are deleted with it.
+        """
+        ...
+
+    def state(self, scope: Scope) -> StoredState | None:
+        """The session's state; None for a session without a row."""
+        ...
+
+    def states(self, scope: Scope, *, last: int | None = None, version: int | None = None) -> list[StateRecord]:
+        """The versions kept of the session's state, oldest first; only the newest *last*, or the one of this number."""
+        ...
+
+    def write_state(self, scope: Scope, record: StateRecord) -> None:
+        """Make *record* the session's state; versions beyond those to be kept go.
+
+        Raises `ConflictError` when the state is at another version than the one before.
+        """
+        ...
+
+    def silent(self, *, idle: int, expired: int) -> list[tuple[Scope, StoredState]]:
+        """Sessions with a state that have become idle (no write since *idle*, a time), expired, or active again."""
+        ...
+
+    def record_life(self, scope: Scope, stored: StoredState, life: Life) -> bool:
+        """Note how a session stands, which is no new version; False if something has changed since *stored* was read."""
+        ...
+
+    def trim_states(self) -> None:
+        """Drop the versions beyond those to be kept; in RAM, also the states of sessions that have expired."""
+        ...
+
+    def snapshot(self, scope: Scope) -> tuple[StoredWindow | None, StoredState | None]:
+        """The session's window with summary and tasks, and its state, as of one moment."""
+        ...
+
+    def restore(self, scope: Scope, made: Restored, *, now: int) -> None:
+        """Make the session what *made* says, all or nothing.
+
+        Raises `ConflictError` or `NotFound` when something that it was made from has changed.
         """
         ...
 
@@ -640,6 +741,9 @@ __all__ = [
     "OnConflict",
     "Record",
     "Reranker",
+    "Restored",
+    "StateRecord",
+    "StoredState",
     "StoredValue",
     "StoredWindow",
     "Summarizer",

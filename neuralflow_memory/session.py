@@ -8,11 +8,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._offload import Workers, offload
-from .pipeline import assemble, compact, edit, ingest, search
+from .pipeline import assemble, compact, edit, ingest, search, snapshots, states
 from .pipeline.ingest import Messages
 from .pipeline.parts import Parts
 from .pipeline.search import Conditions, Within
 from .protocols import OnConflict
+from .rules.states import StateRules
+from .state import State
 from .task import Task
 from .thread import Thread
 from .types import CompactionReport, Context, Entry, Hit, MemoryType, Message, Scope
@@ -27,10 +29,13 @@ class Session:
     Every method has an async twin: `add` / `aadd`, `search` / `asearch`, and so on.
     """
 
-    def __init__(self, memory: Memory, scope: Scope, *, principal: str | None) -> None:
+    def __init__(
+        self, memory: Memory, scope: Scope, *, principal: str | None, state_rules: StateRules | None = None
+    ) -> None:
         self.memory = memory
         self.scope = scope
         self.principal = principal
+        self._state_rules = state_rules
 
     @property
     def session_id(self) -> str:
@@ -47,8 +52,18 @@ class Session:
         return Entries(self)
 
     @property
+    def state(self) -> State:
+        """What an agent carries beside the words: where in a form, which step, what was agreed."""
+        return State(self)
+
+    @property
     def _parts(self) -> Parts:
         return self.memory._ready_parts()
+
+    @property
+    def _ref(self) -> states.Ref:
+        rules = self._parts.state_rules if self._state_rules is None else self._state_rules
+        return states.Ref(self.scope, self.principal, rules)
 
     @property
     def _workers(self) -> Workers:
@@ -57,21 +72,34 @@ class Session:
     def __repr__(self) -> str:
         return f"Session({self.session_id!r}, user_id={self.user_id!r})"
 
-    def add(self, messages: Messages, *, on_conflict: OnConflict = "raise") -> list[str]:
+    def add(
+        self,
+        messages: Messages,
+        *,
+        on_conflict: OnConflict = "raise",
+        state: Mapping[str, Any] | None = None,
+        expect: int | None = None,
+    ) -> list[str]:
         """Write messages down, all or none; when this returns they survive a killed process.
 
         Args:
             messages: A text (a user turn), a `Message`, or several. Messages that `context` made up are left out.
             on_conflict: What to do with an id that stands for other content. An equal id and content is no error.
+            state: Fields to merge into the session's state, as `state.update` does, together with the messages or not at
+                all. Repeated with the same messages, it is not merged again.
+            expect: The version of the state that *state* was made from.
 
         Returns:
             The messages' ids, in order.
 
         Raises:
             MessageError: A message is empty or malformed.
-            ConflictError: An id is taken by other content.
+            ConflictError: An id is taken by other content, or the state is not at version *expect*.
+            StateError: The state would not be valid, or can't go there.
             StorageFull: No space is left.
         """
+        if state is not None:
+            return states.add(self._parts, self._ref, messages, state, on_conflict=on_conflict, expect=expect)
         return ingest.add(self._parts, self.scope, messages, principal=self.principal, on_conflict=on_conflict)
 
     def messages(self, *, view: Literal["all", "window"] = "all", last: int | None = None) -> list[Message]:
@@ -79,7 +107,7 @@ class Session:
         return edit.transcript(self._parts, self.scope, principal=self.principal, view=view, last=last)
 
     def clear(self) -> None:
-        """Delete this session's turns and summaries. What was remembered about the user stays."""
+        """Delete this session's turns, summaries, tasks and state. What was remembered about the user stays."""
         edit.clear(self._parts, self.scope, principal=self.principal)
 
     def replace(self, messages: Messages) -> None:
@@ -256,7 +284,28 @@ class Session:
         """
         return Thread(self, id)
 
+    def snapshot(self) -> dict[str, Any]:
+        """The session as of one moment, as JSON: its window, summary, open tasks and state.
+
+        What was folded is not in it, only the summary. "format" is the version of its shape.
+        """
+        return snapshots.take(self._parts, self._ref)
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Make this session what `snapshot` gave, of this memory or of another, all or nothing.
+
+        The snapshot's turns become the window, and are written if they are not there; later ones stay in the transcript. Its
+        tasks are open as they were then, and its state is a new version. A session that has a summary keeps it.
+
+        Raises:
+            InputError: It is no snapshot, or one of a newer version.
+            StateError: Its state is not valid by the rules of now.
+        """
+        snapshots.restore(self._parts, self._ref, snapshot)
+
     aadd = offload(add)
+    asnapshot = offload(snapshot)
+    arestore = offload(restore)
     amessages = offload(messages)
     aclear = offload(clear)
     areplace = offload(replace)

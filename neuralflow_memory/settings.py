@@ -29,6 +29,7 @@ from .pipeline.parts import Parts, recorded
 from .pipeline.resident import Residents
 from .protocols import AccessPolicy, Clock, Embedder, EntryStore, Ledger, Summarizer, TokenCounter
 from .rules.lexical import VERSION as LEXICAL_VERSION
+from .rules.states import StateRules, as_rules
 from .rules.traits import VERSION as TRAITS_VERSION
 from .security.access import AllowOwn
 from .sources import IN_MEMORY, laid_over, read_settings
@@ -38,7 +39,7 @@ from .storage.lock import FolderLocks
 LEDGER_FILE = "ledger.sqlite3"
 CHROMA_FOLDER = "chroma"
 _OURS = frozenset({LEDGER_FILE, LEDGER_FILE + "-wal", LEDGER_FILE + "-shm", CHROMA_FOLDER, "lock", "open"})
-_PARTS = ("embedder", "reranker", "summarizer", "token_counter", "policy", "clock")
+_PARTS = ("embedder", "reranker", "summarizer", "token_counter", "policy", "clock", "state_rules")
 
 
 @dataclass(slots=True)
@@ -67,6 +68,7 @@ def open_memory(
     token_counter: TokenCounter | None = None,
     policy: AccessPolicy | None = None,
     clock: Clock | None = None,
+    state_rules: StateRules | Any = None,
     **options: Any,
 ) -> Memory:
     """Open a memory, making its folder if it is new.
@@ -84,6 +86,7 @@ def open_memory(
         token_counter: Counts tokens; by default tiktoken with the encoding that `tokenizer` names.
         policy: Says who may do what; by default everyone their own.
         clock: Returns the current time, aware.
+        state_rules: What the states of sessions may be: `StateRules`, a pydantic model or a JSON schema. By default any JSON.
         **options: Sections and fields of `Settings`, e.g. `budget={"total": 4000}`. They win over the environment, and
             that over a file.
 
@@ -103,6 +106,7 @@ def open_memory(
         "token_counter": token_counter,
         "policy": policy,
         "clock": clock,
+        "state_rules": state_rules,
     }
     if isinstance(embedder, str):
         options["embedder"] = {"model": embedder}
@@ -158,6 +162,7 @@ def _check_parts(parts: Mapping[str, Any]) -> None:
     summarizer = parts.get("summarizer")
     if summarizer is not None and summarizer not in ("gemini", "extractive"):
         as_summarizer(summarizer)
+    as_rules(parts.get("state_rules"))
     clock = parts.get("clock")
     if clock is not None:
         now = clock() if callable(clock) else None
@@ -216,7 +221,12 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
     try:
         counter = given["token_counter"] or token_counter(settings.tokenizer)
         ledger = SqliteLedger(
-            folder / LEDGER_FILE, counter=counter.name, durability=settings.durability, alone=locks.alone
+            folder / LEDGER_FILE,
+            counter=counter.name,
+            durability=settings.durability,
+            alone=locks.alone,
+            max_states=settings.state.max_states,
+            keep_states=settings.state.persistence,
         )
         embedder = given.get("embedder") or _embedder(settings)
         model_id = None if embedder is None else _model_id(embedder)
@@ -271,6 +281,7 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
             clock=clock,
             residents=Residents(ledger, max_bytes=settings.ram_mb * 1024 * 1024, clock=clock, model_id=model_id),
             reranker=None if given["reranker"] is None else as_reranker(given["reranker"]),
+            state_rules=as_rules(given.get("state_rules")),
         )
     except BaseException:
         for part in (store, ledger):

@@ -375,6 +375,50 @@ class CompactionReport:
         return compaction(self)
 
 
+Life = Literal["active", "idle", "expired", "closed"]
+"""How a session stands: "idle" after a time without a write, "expired" after twice that, "closed" when it is told so."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateVersion:
+    """A version of a session's state.
+
+    Attributes:
+        version: From 1, one more with every change; 0 before the first.
+        fields: JSON values, the caller's own copy.
+        life: How the session stands: of the newest version now, of an older one then.
+        status: Where it is in the transition table; None without one.
+        at: When it was written, None for version 0.
+        act: What wrote it: "update", "transition", "rollback", "restore" (of a snapshot) or "clear".
+        principal: On whose behalf, `agent_id` by which agent, `why` for which reason, as far as it was said.
+        turn: The id of the last of the turns that it was written with, None if with none.
+    """
+
+    scope: Scope
+    version: int
+    fields: dict[str, Any]
+    life: Life = "active"
+    status: str | None = None
+    at: datetime | None = None
+    act: str | None = None
+    principal: str | None = None
+    agent_id: str | None = None
+    why: str | None = None
+    turn: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StateDiff:
+    """What differs between the fields of two versions: those that came, those that went, old and new of those changed."""
+
+    added: dict[str, Any]
+    removed: dict[str, Any]
+    changed: dict[str, tuple[Any, Any]]
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed)
+
+
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
     """A session as `Memory.sessions` lists it.
@@ -402,11 +446,14 @@ __all__ = [
     "Context",
     "Entry",
     "Hit",
+    "Life",
     "MemoryType",
     "Message",
     "Role",
     "Scope",
     "SessionInfo",
+    "StateDiff",
+    "StateVersion",
     "Summary",
     "ToolCall",
     "Value",

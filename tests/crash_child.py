@@ -40,6 +40,8 @@ class Truth:
     returned: set[str] = field(default_factory=set)
     """What was ever pinned, and so may be in the window and covered by a segment."""
     flight: list | None = None
+    states: list[str] = field(default_factory=list)
+    """The turns that a version of the state was written with."""
 
     def apply(self, step):
         verb, *what = step
@@ -47,6 +49,8 @@ class Truth:
             for own, content in what[0]:
                 self.live[own] = content
                 self.seq[own] = len(self.seq) + 1
+            if len(what) > 1:
+                self.states.append(what[1]["last"])
         elif verb == "update":
             self.gone.append(self.live[what[0]])
             self.live[what[0]] = what[1]
@@ -125,6 +129,11 @@ def check(memory, folder):
     assert list(found.items()) == list(expected.live.items()), "the transcript is not what was acknowledged"
     turns = chat.entries.list(types=[MemoryType.SHORT_TERM], within="session")
     assert [e.seq for e in turns] == [expected.seq[e.id] for e in turns], "seq has a gap"
+    state = chat.state.get()
+    assert (state.version, state.turn) == (len(expected.states), (expected.states or [None])[-1]), (
+        "state and turns differ"
+    )
+    assert state.fields == ({"last": state.turn} if state.version else {})
     some = random.Random(len(turns))
     for own in list(expected.live)[-2:] + some.sample(list(expected.live), min(2, len(turns))):
         word = expected.live[own].split()[0]
@@ -218,7 +227,11 @@ def work(folder, seed, at, say):
             ids = [f"{seed}-{n}-{i}" for i in range(1 if chance < 0.4 else rng.randint(2, 5))]
             step = ["add", [(own, f"word{own.replace('-', 'x')} of {rng.choice(TOPICS)} in {n}") for own in ids]]
             roles = ["user" if rng.random() < 0.6 else "assistant" for _ in ids]
-            call = lambda s=step, r=roles: chat.add([Message(q, c, id=i) for q, (i, c) in zip(r, s[1], strict=True)])
+            if n % 3:
+                step.append({"last": ids[-1]})
+            call = lambda s=step, r=roles: chat.add(
+                [Message(q, c, id=i) for q, (i, c) in zip(r, s[1], strict=True)], state=(*s, None)[2]
+            )
         elif chance < 0.92:
             some = list(known.live) if rng.random() < 0.4 else list(known.live)[-12:]  # folded ones, too
             own = rng.choice(some)

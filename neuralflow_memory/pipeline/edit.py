@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, Literal, TypeVar
 
 from ..errors import ConflictError, InputError, NotFound, QueryError, brief
-from ..protocols import Record
+from ..protocols import Record, StateRecord
 from ..rules.budget import items, units
 from ..rules.filters import parse
 from ..types import Entry, MemoryType, Message, Scope, microseconds, same_content, utc
@@ -144,7 +144,7 @@ def update(parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, p
         )
     resident = parts.resident(scope)
     with resident.lock:
-        before, record, session, summed = _again(
+        before, record, session, summed = again(
             resident, lambda: _changed(parts, scope, id, changes, principal=principal)
         )
         try:
@@ -215,18 +215,20 @@ def delete(
 
 
 def clear(parts: Parts, scope: Scope, *, principal: str | None) -> int:
-    """Delete the session's turns and summaries; the user's knowledge stays."""
+    """Delete the session's turns, summaries and state; the user's knowledge stays."""
     parts.authorize(principal, "delete", scope)
+    now = microseconds(parts.clock())
+    state = StateRecord(0, None, "active", now, "clear", principal, scope.agent_id)
     resident = parts.resident(scope)
     with resident.lock:
-        return _drop(parts, scope, list(parts.ledger.select(scope, session_only=True)))
+        return _drop(parts, scope, list(parts.ledger.select(scope, session_only=True)), cleared=state)
 
 
-def _drop(parts: Parts, scope: Scope, doomed: Sequence[Entry]) -> int:
+def _drop(parts: Parts, scope: Scope, doomed: Sequence[Entry], *, cleared: StateRecord | None = None) -> int:
     resident = parts.resident(scope)
     summed = _summed(parts, doomed)
     try:
-        count = parts.ledger.drop(scope, doomed, now=microseconds(parts.clock()))
+        count = parts.ledger.drop(scope, doomed, now=microseconds(parts.clock()), cleared=cleared)
         for entry in doomed:
             if resident.index is not None:
                 resident.index.drop(entry.number)
@@ -280,7 +282,7 @@ def set_window(parts: Parts, scope: Scope, messages: Messages, *, principal: str
     wanted = listed(messages)
     resident = parts.resident(scope)
     with resident.lock:
-        written, summed = _again(resident, lambda: _arranged(parts, scope, wanted, now=now))
+        written, summed = again(resident, lambda: _arranged(parts, scope, wanted, now=now))
         try:
             resident.forget_window(scope.session_id or "")
             if summed and any(r.entry.version > 1 for r in written):
@@ -301,11 +303,11 @@ def set_window(parts: Parts, scope: Scope, messages: Messages, *, principal: str
 def _arranged(parts: Parts, scope: Scope, wanted: Sequence[Message], *, now: datetime) -> tuple[list[Record], bool]:
     """Set the window in the ledger; what was written, and whether summaries may have gone with it."""
     window = parts.window(scope)
-    kept = _matched(parts, scope, wanted, list(window.entries), now=now)
+    kept = matched(parts, scope, wanted, list(window.entries), now=now)
     return parts.ledger.set_window(scope, kept, now=microseconds(now)), window.summed
 
 
-def _again(resident: Resident, change: Callable[[], T]) -> T:
+def again(resident: Resident, change: Callable[[], T]) -> T:
     """Do *change*, which reads what it changes, once more if another process was faster; hold the resident's lock."""
     for left in reversed(range(_TRIES)):
         try:
@@ -320,9 +322,10 @@ def _again(resident: Resident, change: Callable[[], T]) -> T:
     raise AssertionError
 
 
-def _matched(
+def matched(
     parts: Parts, scope: Scope, wanted: Sequence[Message], current: Sequence[Entry], *, now: datetime
 ) -> list[Entry | Record]:
+    """*wanted* as a window: what is there of it as it is, or as a new version; records of what is new."""
     ids = [m.id for m in wanted if m.id is not None]
     if len(set(ids)) < len(ids):
         twice = Counter(ids).most_common(1)[0][0]
@@ -355,4 +358,17 @@ def _matched(
     return kept
 
 
-__all__ = ["clear", "count", "delete", "get", "listing", "pin", "select", "set_window", "transcript", "update"]
+__all__ = [
+    "again",
+    "clear",
+    "count",
+    "delete",
+    "get",
+    "listing",
+    "matched",
+    "pin",
+    "select",
+    "set_window",
+    "transcript",
+    "update",
+]

@@ -10,7 +10,7 @@ from typing import Any
 from .._ids import new_id
 from .._json import copied
 from ..errors import ConflictError, InputError, MessageError, brief
-from ..protocols import OnConflict, Record
+from ..protocols import Appended, OnConflict, Record, StateRecord
 from ..rules.importance import worth_keeping
 from ..rules.traits import traits
 from ..types import ROLES, Entry, MemoryType, Message, Scope, ToolCall, microseconds, utc
@@ -28,18 +28,32 @@ def add(
     parts: Parts, scope: Scope, messages: Messages, *, principal: str | None, on_conflict: OnConflict = "raise"
 ) -> list[str]:
     """Append messages to a session, all or none; their ids, without those of messages that `context` made up."""
+    done = append(parts, scope, messages, principal=principal, on_conflict=on_conflict)
+    return [] if done is None else done.ids
+
+
+def append(
+    parts: Parts,
+    scope: Scope,
+    messages: Messages,
+    *,
+    principal: str | None,
+    on_conflict: OnConflict,
+    state: StateRecord | None = None,
+) -> Appended | None:
+    """As `add`, and with the messages a version of the session's state; None where there are none."""
     parts.authorize(principal, "write", scope)
     if on_conflict not in _CONFLICTS:
         raise InputError(f"on_conflict must be one of {', '.join(_CONFLICTS)}, not {brief(on_conflict)}")
     now = parts.clock()
     records = [turn(parts, scope, m, now=now) for m in listed(messages)]
     if not records:
-        return []
+        return None
     resident = parts.resident(scope)
     with resident.lock:
         window = parts.window(scope)
         try:
-            done = parts.ledger.append(scope, records, on_conflict=on_conflict, now=microseconds(now))
+            done = parts.ledger.append(scope, records, on_conflict=on_conflict, now=microseconds(now), state=state)
             window.session, window.erase_epoch = done.session, done.erase_epoch
             if window.summed and any(r.entry.version > 1 for r in done.written):
                 resident.forget()  # a summary of what was replaced is gone
@@ -62,7 +76,7 @@ def add(
         parts.changed()
     if work:
         parts.full(scope)
-    return done.ids
+    return done
 
 
 def remember(
@@ -265,6 +279,7 @@ __all__ = [
     "INJECTED",
     "Messages",
     "add",
+    "append",
     "checked",
     "encodable",
     "listed",

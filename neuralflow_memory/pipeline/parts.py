@@ -27,6 +27,7 @@ from ..rules.breaker import Breaker
 from ..rules.budget import margin, message_tokens
 from ..rules.excerpt import excerpt
 from ..rules.lexical import term_ids
+from ..rules.states import StateRules
 from ..rules.traits import called, traits
 from ..security.access import authorize
 from ..types import Entry, Message, Scope
@@ -50,6 +51,7 @@ class Parts:
         count_again: Counts text that is likely to be asked for again: summaries, quotes.
         shortened: A summary cut to so many tokens, without a model; also likely to be asked for again.
         trouble: The last failure of background work, for `stats()`.
+        state_rules: What the states of sessions may be, where a session has no rules of its own.
         breaker: Keeps calls away from a summarizer that fails.
         closing: Background work that takes several steps is to end after the one in hand.
     """
@@ -66,6 +68,7 @@ class Parts:
     clock: Clock
     residents: Residents
     reranker: Reranker | None = None
+    state_rules: StateRules = field(default_factory=StateRules)
     changed: Callable[[], None] = lambda: None
     full: Callable[[Scope], None] = lambda _: None
     embedding: threading.Lock = field(default_factory=threading.Lock)

@@ -257,6 +257,40 @@ def shown(tasks: Sequence[Entry], *, now: datetime, open_max_age: float) -> tupl
     return lines, [n for _, n in sorted(notes, key=lambda n: datetime.fromisoformat(n[0]))]
 
 
+def kept(parts: Parts, tasks: Sequence[Entry], *, now: datetime) -> list[State]:
+    """The open ones of *tasks* as JSON, oldest first: what they hold, for `again_open`."""
+    mine = sorted(filter(_is_task, tasks), key=lambda t: t.number)
+    aged = _aged(mine, now, age=parts.settings.tasks.open_max_age)
+    names = ("name", "progress", "step", "values", "parent")
+    return [
+        {"id": t.id, "created_at": t.created_at.isoformat(), **{n: t.metadata[n] for n in names}}
+        | {"notes": _living(t.metadata["notes"], now)}
+        for t in mine
+        if _is_open(t) and t.id not in aged
+    ]
+
+
+def again_open(
+    parts: Parts, scope: Scope, wanted: Sequence[State], tasks: Sequence[Entry], *, now: datetime
+) -> list[Entry]:
+    """Entries that make tasks open as `kept` told of them: new versions of those among *tasks*, else new ones."""
+    by_id = {t.id: t for t in tasks if _is_task(t)}
+    by_name = {t.metadata["name"]: t for t in by_id.values() if _is_open(t)}
+    found = []
+    for given in wanted:
+        entry = by_name.get(given["name"]) or by_id.get(given["id"])
+        if entry is None:
+            key = parts.ledger.key(scope, id=given["id"])
+            begun = datetime.fromisoformat(given["created_at"])
+            entry = replace(
+                _new(parts, scope, given["name"], parent=None, now=now), id=given["id"], key=key, created_at=begun
+            )
+        about = {k: v for k, v in given.items() if k in _NEW}
+        state = {**copied(_NEW, what="a task"), **copied(about, what="a task")}
+        found.append(_version(parts, entry, state, now=now))
+    return found
+
+
 def checked_name(name: str) -> str:
     """A task's name, which is a text that is not blank and not too long; `InputError` otherwise."""
     return _named(name, what="a task's name")
@@ -594,10 +628,12 @@ __all__ = [
     "Ref",
     "Shown",
     "Stored",
+    "again_open",
     "begin",
     "checked_name",
     "checked_value_name",
     "end",
+    "kept",
     "listed",
     "note",
     "progress",

@@ -148,6 +148,13 @@ def _m007_changes(db: sqlite3.Connection) -> None:
     )
 
 
+def _m008_states(db: sqlite3.Connection) -> None:
+    from . import states  # which has a use for the tables in RAM, too
+
+    for statement in states.TABLES:
+        db.execute(statement)
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _m001_tables,
     _m002_working_memory,
@@ -156,6 +163,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _m005_questions,
     _m006_age_of_marks,
     _m007_changes,
+    _m008_states,
 )
 
 

@@ -23,16 +23,19 @@ from ...protocols import (
     Namespace,
     OnConflict,
     Record,
+    Restored,
+    StateRecord,
+    StoredState,
     StoredValue,
     StoredWindow,
     ValueRecord,
     ValuesWritten,
 )
-from ...types import TYPE_NUMBER, Entry, MemoryType, Scope, SessionInfo, Summary
-from . import entries, fulltext, items, log, sessions, summaries, usage, vectors, windows
+from ...types import TYPE_NUMBER, Entry, Life, MemoryType, Scope, SessionInfo, Summary
+from . import entries, fulltext, items, log, sessions, states, summaries, usage, vectors, windows
 from .database import Database
 from .schema import OWNER_SHIFT
-from .sessions import KNOWLEDGE
+from .sessions import KNOWLEDGE, Head
 
 _CHUNK = 500
 _HELD = 1 << 61  # the `retry_at` of a mark on hold
@@ -42,14 +45,25 @@ class SqliteLedger:
     """The ledger in one SQLite file. Thread-safe; a counter's name tells whether stored token counts still hold.
 
     *alone*: no other process has it open. What would change more than others could bear raises `FolderInUse` otherwise.
+    Of a session's state *max_states* versions are kept, and unless *keep_states*, in RAM only.
     """
 
     def __init__(
-        self, path: Path, *, counter: str, durability: Literal["process", "power"] = "process", alone: bool = True
+        self,
+        path: Path,
+        *,
+        counter: str,
+        durability: Literal["process", "power"] = "process",
+        alone: bool = True,
+        max_states: int = 100,
+        keep_states: bool = True,
     ) -> None:
         self._db = Database(path, durability=durability, alone=alone)
         self._alone = alone
         self._counter = counter
+        self._max_states = max_states
+        self._ram = None if keep_states else states.in_ram()
+        """Where states are, if not in the file."""
         with self._db.read() as db:
             self._secret: bytes = db.execute("SELECT value FROM meta WHERE name = 'secret'").fetchone()[0]
 
@@ -145,25 +159,44 @@ class SqliteLedger:
     # -- writing
 
     def append(
-        self, scope: Scope, records: Sequence[Record], *, on_conflict: OnConflict, now: int, knowledge: bool = False
+        self,
+        scope: Scope,
+        records: Sequence[Record],
+        *,
+        on_conflict: OnConflict,
+        now: int,
+        knowledge: bool = False,
+        state: StateRecord | None = None,
     ) -> Appended:
-        """Write *records* (numbers, seq and versions still open) at the end of a session, all or none.
+        """Write *records* (numbers, seq and versions still open) at the end of a session, and *state* with them, all or none.
 
-        Raises `ConflictError` when an id stands for other content and *on_conflict* is "raise".
+        A state that was written with these turns before is left as it is.
+
+        Raises `ConflictError` when an id stands for other content and *on_conflict* is "raise", or the state is at another
+        version than the one before that of *state*.
         """
-        with self._db.lock, self._db.write() as db:
-            failpoint("append.begun")
-            head = sessions.open_head(db, scope, session_id=_session_id(scope, knowledge=knowledge), now=now)
-            ids, written = log.sequence(db, head, records, scope=scope, on_conflict=on_conflict)
-            if written:
-                head.active_at = now
-                log.apply(db, head, written, counter=self._counter)
-                sessions.save_head(db, head)
-            if any(record.entry.version > 1 for record in written):
-                vectors.forget_questions(db, head.owner)
-            failpoint("append.applied")
+        with self._db.lock:
+            with self._db.write() as db:
+                failpoint("append.begun")
+                head = sessions.open_head(db, scope, session_id=_session_id(scope, knowledge=knowledge), now=now)
+                ids, written = log.sequence(db, head, records, scope=scope, on_conflict=on_conflict)
+                if state is not None and not written and states.came_with(self._ram or db, head.session, ids[-1]):
+                    state = None
+                if written or state is not None:
+                    head.active_at = now
+                    log.apply(db, head, written, counter=self._counter)
+                    sessions.save_head(db, head)
+                if any(record.entry.version > 1 for record in written):
+                    vectors.forget_questions(db, head.owner)
+                if state is not None:
+                    state = replace(state, turn=ids[-1])
+                    states.check(self._ram or db, head, state, name=_session_id(scope))
+                    if self._ram is None:
+                        states.put(db, head, state, keep=self._max_states)
+                failpoint("append.applied")
+            self._put_in_ram(head, state)
         failpoint("append.committed")
-        return Appended(ids, written, head.session, head.erase_epoch)
+        return Appended(ids, written, head.session, head.erase_epoch, stated=state is not None)
 
     def change(self, scope: Scope, record: Record) -> tuple[Record, int]:
         """Write a new version of an entry; it, and the number of its session.
@@ -179,10 +212,17 @@ class SqliteLedger:
         failpoint("change.committed")
         return record, head.session
 
-    def drop(self, scope: Scope, doomed: Sequence[Entry], *, now: int) -> int:
-        """Delete entries for good, leaving a tombstone each; how many there were."""
+    def drop(self, scope: Scope, doomed: Sequence[Entry], *, now: int, cleared: StateRecord | None = None) -> int:
+        """Delete entries for good, leaving a tombstone each; how many there were.
+
+        With *cleared*, the session's state and its history go, too, if it has any; that stands in their place, at the next
+        version.
+        """
         with self._db.lock, self._db.write() as db:
             owner = sessions.owner_of(db, scope)
+            head = None if cleared is None else sessions.head(db, scope, session_id=_session_id(scope))
+            if cleared is not None and head is not None:
+                states.clear(self._ram or db, head, cleared)
             gone: dict[int, dict[int, Entry]] = {}
             for entry in doomed:
                 if owner is None or entry.number >> OWNER_SHIFT != owner:
@@ -319,6 +359,120 @@ class SqliteLedger:
             failpoint("change.applied")
         failpoint("change.committed")
         return written, head.session
+
+    # -- states
+
+    def state(self, scope: Scope) -> StoredState | None:
+        """The session's state; None for a session without a row."""
+        with self._db.read() as db:
+            head = sessions.head(db, scope, session_id=_session_id(scope))
+            return None if head is None else states.current(self._ram or db, head)
+
+    def states(self, scope: Scope, *, last: int | None = None, version: int | None = None) -> list[StateRecord]:
+        """The versions kept of the session's state, oldest first; only the newest *last*, or the one of this number."""
+        with self._db.read() as db:
+            head = sessions.head(db, scope, session_id=_session_id(scope))
+            return [] if head is None else states.versions(self._ram or db, head.session, last=last, version=version)
+
+    def write_state(self, scope: Scope, record: StateRecord) -> None:
+        """Make *record* the session's state; versions beyond those to be kept go.
+
+        Raises `ConflictError` when the state is at another version than the one before.
+        """
+        with self._db.lock:
+            with self._db.write() as db:
+                head = sessions.open_head(db, scope, session_id=_session_id(scope), now=record.at)
+                states.check(self._ram or db, head, record, name=_session_id(scope))
+                head.active_at = max(head.active_at, record.at)
+                db.execute("UPDATE sessions SET active_at = ? WHERE id = ?", (head.active_at, head.session))
+                if self._ram is None:
+                    states.put(db, head, record, keep=self._max_states)
+                failpoint("change.applied")
+            self._put_in_ram(head, record)
+        failpoint("change.committed")
+
+    def _put_in_ram(self, head: Head, record: StateRecord | None) -> None:
+        """Where states are in RAM: once the turns that they belong to are stored; hold the database's lock."""
+        if self._ram is not None and record is not None:
+            states.put(self._ram, head, record, keep=self._max_states)
+
+    def silent(self, *, idle: int, expired: int) -> list[tuple[Scope, StoredState]]:
+        """Sessions with a state that have become idle (no write since *idle*, a time), expired, or active again."""
+        found = []
+        with self._db.read() as db:
+            for number in states.aged(db, self._ram or db, idle=idle, expired=expired):
+                key, session_id = db.execute(
+                    "SELECT o.key, s.session_id FROM sessions s JOIN owners o ON o.id = s.owner WHERE s.id = ?",
+                    (number,),
+                ).fetchone()
+                tenant, user, _ = json.loads(key)
+                stored = states.current(self._ram or db, sessions.head_of(db, number))
+                found.append((Scope(tenant, user, session_id), stored))
+        return found
+
+    def record_life(self, scope: Scope, stored: StoredState, life: Life) -> bool:
+        """Note how a session stands, which is no new version; False if something has changed since *stored* was read."""
+        with self._db.lock, self._db.write() as db:
+            head = sessions.head(db, scope, session_id=_session_id(scope))
+            return head is not None and states.record_life(self._ram or db, head, stored, life)
+
+    def trim_states(self) -> None:
+        """Drop the versions beyond those to be kept; in RAM, also the states of sessions that have expired."""
+        with self._db.lock:
+            if self._ram is not None:
+                states.forget_expired(self._ram)
+                return
+            with self._db.write() as db:
+                states.trim(db, keep=self._max_states)
+
+    def snapshot(self, scope: Scope) -> tuple[StoredWindow | None, StoredState | None]:
+        """The session's window with summary and tasks, and its state, as of one moment."""
+        with self._db.read() as db:
+            db.execute("BEGIN")
+            try:
+                head = sessions.head(db, scope, session_id=_session_id(scope))
+                if head is None:
+                    return None, None
+                found = windows.load(db, head, scope=scope, counter=self._counter)
+                return found, states.current(self._ram or db, head)
+            finally:
+                db.execute("COMMIT")
+
+    def restore(self, scope: Scope, made: Restored, *, now: int) -> None:
+        """Make the session what *made* says, all or nothing.
+
+        Raises `ConflictError` or `NotFound` when something that it was made from has changed.
+        """
+        with self._db.lock:
+            with self._db.write() as db:
+                head = sessions.open_head(db, scope, session_id=_session_id(scope), now=now)
+                for item in (*made.window, *made.tasks):
+                    if isinstance(item, Record):
+                        log.unchanged(db, item.entry, scope=scope)
+                written = windows.arrange(db, head, made.window)
+                log.apply(db, head, written, counter=self._counter, restore=False)
+                summary = [r for r in (made.segment, made.summary) if r is not None and head.summary is None]
+                for record in (*made.tasks, *summary):
+                    if record.entry.type is MemoryType.WORKING and not record.entry.number:
+                        log.no_twin(db, head, record.entry)
+                    last = windows.numbered(db, head, record)
+                    log.apply(db, head, [last], counter=self._counter)
+                    if record is made.summary:
+                        head.summary = last.entry.number
+                for item in made.window:
+                    own = item if isinstance(item, Entry) else item.entry
+                    pin = (own.id in made.pinned, bytes.fromhex(own.key))
+                    db.execute("UPDATE entries SET pinned = ? WHERE key = ?", pin)
+                vectors.forget_questions(db, head.owner)
+                head.active_at = now
+                sessions.save_head(db, head)
+                if made.state is not None:
+                    states.check(self._ram or db, head, made.state, name=_session_id(scope))
+                    if self._ram is None:
+                        states.put(db, head, made.state, keep=self._max_states)
+                failpoint("change.applied")
+            self._put_in_ram(head, made.state)
+        failpoint("change.committed")
 
     # -- keyed values
 
@@ -631,6 +785,8 @@ class SqliteLedger:
         with self._db.read() as db:
             names = ("owners", "sessions", "entries", "vectors", "dirty")
             found: dict[str, Any] = {n: db.execute(f"SELECT count(*) FROM {n}").fetchone()[0] for n in names}
+            count = (self._ram or db).execute("SELECT count(*) FROM states").fetchone()
+            found |= {"states": count[0], "states_persist": self._ram is None}
             found["sessions"] = db.execute("SELECT count(*) FROM sessions WHERE session_id != ''").fetchone()[0]
             found["parked_count"] = db.execute(
                 "SELECT count(*) FROM dirty WHERE retry_at >= ?", (parked_at,)
