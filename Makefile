@@ -47,7 +47,8 @@ matrix: setup ## Use each host's adapters in an environment where only that host
 		.matrix/$$extra/bin/python tests/host_alone.py $$extra --installed || exit 1; done
 
 nightly: setup ## Run the budget's property test with 10,000 examples, and many processes for long; takes some twenty minutes
-	@HYPOTHESIS_PROFILE=nightly $(PYTHON) -m pytest --quiet --timeout 0 tests/test_budget_properties.py tests/test_many_processes.py
+	@HYPOTHESIS_PROFILE=nightly $(PYTHON) -m pytest --quiet --timeout 0 tests/test_budget_properties.py tests/test_many_processes.py \
+		tests/test_state_processes.py
 
 lint: setup ## Check style and format
 	@$(PYTHON) -m ruff check .

@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from pydantic import BaseModel
 
-from neuralflow_memory import Memory, Session, Settings, Task, errors
+from neuralflow_memory import Memory, Session, Settings, State, Task, errors
 from neuralflow_memory.models import gemini
 from neuralflow_memory.rules import filters
 from neuralflow_memory.session import Entries
@@ -253,7 +253,7 @@ def test_every_filter_operator_and_field_is_explained():
 def test_every_operation_has_the_twin_that_the_docs_promise():
     """ "Every operation has a twin whose name begins with a": same arguments, and a coroutine."""
     without = {"session", "path", "settings", "task", "thread", "values"}  # no I/O
-    for owner in (Memory, Session, Entries, Task):
+    for owner in (Memory, Session, Entries, State, Task):
         public = {n for n, value in vars(owner).items() if not n.startswith("_") and callable(value)}
         plain = {n for n in vars(owner) if f"a{n}" in public}  # a property that reads from the folder has one, too
         twins = {f"a{n}" for n in plain}
