@@ -87,7 +87,7 @@ class Session:
             on_conflict: What to do with an id that stands for other content. An equal id and content is no error.
             state: Fields to merge into the session's state, as `state.update` does, together with the messages or not at
                 all. Repeated with the same messages, it is not merged again.
-            expect: The version of the state that *state* was made from.
+            expect: The version of the state that *state*, or the messages, were made from.
 
         Returns:
             The messages' ids, in order.
@@ -98,8 +98,8 @@ class Session:
             StateError: The state would not be valid, or can't go there.
             StorageFull: No space is left.
         """
-        if state is not None:
-            return states.add(self._parts, self._ref, messages, state, on_conflict=on_conflict, expect=expect)
+        if state is not None or expect is not None:
+            return states.add(self._parts, self._ref, messages, state or {}, on_conflict=on_conflict, expect=expect)
         return ingest.add(self._parts, self.scope, messages, principal=self.principal, on_conflict=on_conflict)
 
     def messages(self, *, view: Literal["all", "window"] = "all", last: int | None = None) -> list[Message]:

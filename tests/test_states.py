@@ -102,6 +102,8 @@ def test_an_update_merges_and_says_who_when_and_why(chat, clock):
     assert last.at - first.at == timedelta(minutes=1)
     assert [v.version for v in chat.state.history()] == [1, 2, 3]
     assert [v.version for v in chat.state.history(last=2)] == [2, 3]
+    assert chat.state.history(last=0) == []
+    assert len(chat.state.history(last=10**30)) == 3
 
 
 def test_what_is_handed_out_is_the_callers_own(opened):
@@ -391,6 +393,29 @@ def test_a_repeated_add_does_not_merge_again(chat):
     chat.add(turn, state={"city": "Lisbon"})
     assert chat.state.get().fields["city"] == "Porto"
     assert [v.turn for v in chat.state.history()] == ["m", None]
+
+
+def test_a_repeated_add_is_none_though_the_state_has_moved_on(chat):
+    """Where the table does not lead there any more, the version is another one, or the session is closed."""
+    turn = Message("user", "Go on", id="m")
+    chat.add(turn, state={"stage": "checking", "city": "Lisbon"}, expect=0)
+    chat.state.transition("booked")
+    assert chat.add(turn, state={"stage": "checking", "city": "Lisbon"}, expect=0) == ["m"]
+    chat.state.transition(life="closed")
+    assert chat.add(turn, state={"stage": "checking", "city": "Lisbon"}) == ["m"]
+    assert (chat.state.get().version, chat.state.get().status) == (3, "booked")
+    with pytest.raises(ConflictError, match="other content"):
+        chat.add(Message("user", "Other", id="m"), state={"stage": "checking"})
+    with pytest.raises(InvalidTransition):
+        chat.add(Message("user", "New", id="n"), state={"seats": 2})
+
+
+def test_a_turn_may_expect_a_version_without_changing_fields(chat):
+    """As a lock on what was read; it makes a version."""
+    chat.add("Hello", expect=0)
+    with pytest.raises(ConflictError):
+        chat.add("Hello", expect=0)
+    assert chat.state.get().version == len(chat.messages()) == 1
 
 
 def test_a_state_without_a_turn_is_an_update(chat):
@@ -714,6 +739,11 @@ def test_models_of_all_kinds_come_back_as_they_were(opened):
     made = Outer.model_validate_json(json.dumps(fields), by_name=True)
     assert (made.inner.shout, made.days) == ("X", {date(2026, 1, 1)})
     assert state.rollback(1).fields["must"] == 1
+    bare = memory.session("bare")
+    bare.state.transition(life="closed")
+    other = memory.session("other")
+    other.restore(bare.snapshot())
+    assert (other.state.get().life, other.state.get().fields) == ("closed", {})
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,9 @@ def restore(parts: Parts, ref: Ref, snapshot: Mapping[str, Any]) -> None:
         parts.authorize(ref.principal, action, scope)
     given = _checked(snapshot)
     wanted = [_message(turn) for turn in given.window]
-    fields = ref.rules.valid(given.state.fields) if given.state.version else None
+    fields = None
+    if given.state.version and given.state.fields != ref.rules.beginning:  # which need not be valid yet
+        fields = ref.rules.valid(given.state.fields)
     life: Life = "closed" if given.state.life == "closed" else "active"
     resident = parts.resident(scope)
 

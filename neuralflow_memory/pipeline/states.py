@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from .._json import copied, dumped
-from ..errors import ConflictError, InputError, NotFound, StatePersistenceError, StorageError, brief
+from ..errors import ConflictError, InputError, NotFound, StateError, StatePersistenceError, StorageError, brief
 from ..protocols import OnConflict, StateRecord, StoredState
 from ..rules import states
 from ..rules.states import Fields, StateRules
@@ -120,7 +120,7 @@ def history(parts: Parts, ref: Ref, *, last: int | None = None) -> list[StateVer
     parts.authorize(ref.principal, "read", ref.scope)
     if last is not None and (not isinstance(last, int) or last < 0):
         raise InputError(f"last is a number of versions, not {brief(last)}")
-    return [_version(ref, record) for record in parts.ledger.states(ref.scope, last=last)]
+    return [_version(ref, record) for record in parts.ledger.states(ref.scope, last=last and min(last, sys.maxsize))]
 
 
 def diff(parts: Parts, ref: Ref, a: int, b: int | None = None) -> StateDiff:
@@ -153,7 +153,14 @@ def add(
         ids[:] = done.ids
         return done.stated
 
-    _write(parts, ref, _merging(ref, given), act="update", expect=expect, store=store)
+    try:
+        _write(parts, ref, _merging(ref, given), act="update", expect=expect, store=store)
+    except (StateError, ConflictError):
+        last = turns[-1].id if turns else None
+        if last is None or all(record.turn != last for record in parts.ledger.states(ref.scope)):
+            raise
+        # It is repeated, and the state has moved on since it was done.
+        return ingest.add(parts, ref.scope, turns, principal=ref.principal, on_conflict=on_conflict)
     return ids
 
 
