@@ -33,6 +33,7 @@ from neuralflow_memory import (
 )
 from neuralflow_memory._failpoints import FAILPOINTS
 from neuralflow_memory.pipeline.states import cleanup
+from neuralflow_memory.storage.ledger import schema
 from neuralflow_memory.testing import ManualClock
 
 
@@ -1072,7 +1073,7 @@ def test_a_folder_without_states_gets_their_tables(opened, folder):
     db = sqlite3.connect(folder / "ledger.sqlite3")
     db.execute("DROP TABLE states")
     db.execute("DROP TABLE state_versions")
-    db.execute("PRAGMA user_version = 7")
+    db.execute(f"PRAGMA user_version = {schema.MIGRATIONS.index(schema._m008_states)}")
     db.close()
     chat = opened(embedder="none").session("chat")
     assert chat.add("More", state={"a": 1})

@@ -16,10 +16,10 @@ from .sessions import Head
 
 TABLES = (
     # `life` is what was recorded last, when the session's last write was at `life_at`, and its last place was `position`.
-    """CREATE TABLE states (
+    """CREATE TABLE IF NOT EXISTS states (
         session INTEGER PRIMARY KEY, version INTEGER NOT NULL, oldest INTEGER NOT NULL, life TEXT NOT NULL,
         life_at INTEGER NOT NULL, position INTEGER NOT NULL)""",
-    """CREATE TABLE state_versions (
+    """CREATE TABLE IF NOT EXISTS state_versions (
         session INTEGER NOT NULL, version INTEGER NOT NULL, fields TEXT, codec INTEGER NOT NULL DEFAULT 0,
         life TEXT NOT NULL, at INTEGER NOT NULL, act TEXT NOT NULL, principal TEXT, agent_id TEXT, why TEXT, turn TEXT,
         PRIMARY KEY (session, version)) WITHOUT ROWID""",
