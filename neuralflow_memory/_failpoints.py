@@ -21,6 +21,9 @@ FAILPOINTS = (
     "change.committed",
 )
 
+MOVING = ("load.applied", "load.committed")
+"""Those of import, backup and restore, which have tests of their own."""
+
 hook: Callable[[str], None] | None = None
 """Set by tests; called with the name of each failpoint that is passed."""
 

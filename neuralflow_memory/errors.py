@@ -8,6 +8,7 @@ NeuralFlowError
 │   ├── FilterError                         a filter expression
 │   ├── QueryError                          a search query or its options
 │   ├── ScopeError                          ids that don't make a scope
+│   ├── FormatError                         a file to be imported is cut, damaged, or of another format
 │   ├── BudgetError                         the newest user turn does not fit the budget
 │   └── TaskError                           a task was used when it was over, or opened twice
 ├── StateError           (ValueError)       a session's state would not be valid
@@ -85,6 +86,13 @@ class FilterError(InputError):
 
 class QueryError(InputError):
     """A search query, or one of its options, is wrong."""
+
+
+class FormatError(InputError):
+    """A file can't be imported; nothing of it was written. Attributes: `path`, and `line`, the number of the wrong one."""
+
+    path: str
+    line: int
 
 
 class ScopeError(InputError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +13,8 @@ from ._offload import Workers, offload
 from .config import Settings
 from .core import Core
 from .errors import ClosedError, StorageError
+from .pipeline.export import Progress, export
+from .pipeline.import_ import import_
 from .pipeline.index import PARKED
 from .pipeline.ingest import Messages, listed
 from .pipeline.parts import Parts
@@ -19,7 +22,7 @@ from .protocols import EntryStore
 from .rules.budget import prompt_tokens
 from .rules.states import StateRules, as_rules
 from .session import Session
-from .types import Scope, SessionInfo
+from .types import ExportReport, ImportReport, Scope, SessionInfo
 from .values import Values
 
 
@@ -175,6 +178,66 @@ class Memory:
         self._ready_parts()
         self._core.reindex()
 
+    def export(
+        self,
+        file: str | os.PathLike[str],
+        *,
+        user_id: str | None = None,
+        tenant: str | None = None,
+        vectors: bool = False,
+        progress: Progress | None = None,
+    ) -> ExportReport:
+        """Write all that is stored, as of this moment, to a file of JSON lines; others may write meanwhile.
+
+        docs/backup.md describes the file. It is there whole or, if this raises, as it was before.
+
+        Args:
+            file: Where to; a file that is there is replaced.
+            user_id: Only what is of this user; None: of all users, and what has none.
+            tenant: Only of this tenant; None: of all, or of the default one if a user is named.
+            vectors: With the vectors, so that nothing has to be embedded again where they go; three times the size.
+            progress: Called now and then with how many entries are written, and how many there are.
+
+        Raises:
+            StorageError: The file can't be written.
+        """
+        parts = self._ready_parts()
+        return export(parts, file, user_id=user_id, tenant=tenant, vectors=vectors, progress=progress)
+
+    def import_(
+        self,
+        file: str | os.PathLike[str],
+        *,
+        user_id: str | None = None,
+        tenant: str | None = None,
+        restore_deleted: bool = False,
+        progress: Progress | None = None,
+    ) -> ImportReport:
+        """Take in what `export` wrote, here or elsewhere. What is here already stays as it is; so again adds nothing.
+
+        A session that is new here becomes what it was, with order, window and summary. In one that is here already, the
+        turns that are missing come after those that are here. The whole file is read before anything is written. Then it
+        is written in batches: if that is cut short, a second call goes on.
+
+        Args:
+            file: What `export` wrote.
+            user_id: Whose it becomes; the file then holds what is of one user, or of none.
+            tenant: In which tenant; likewise.
+            restore_deleted: Take in also what was deleted here.
+            progress: Called now and then with how much is done, and of how much.
+
+        Raises:
+            FormatError: The file is cut, damaged, of a newer version or no export; nothing was written.
+        """
+        return import_(
+            self._ready_parts(),
+            file,
+            user_id=user_id,
+            tenant=tenant,
+            restore_deleted=restore_deleted,
+            progress=progress,
+        )
+
     def close(self) -> None:
         """Close this handle; the last one on a folder closes it. Indexing that is left goes on when it is next opened."""
         if not self._closed:
@@ -185,6 +248,14 @@ class Memory:
     acount_tokens = offload(count_tokens)
     astats = offload(stats)
     areindex = offload(reindex)
+
+    async def aexport(self, file: str | os.PathLike[str], **options: Any) -> ExportReport:
+        """Async twin of `export`."""
+        return await self._patient_workers.run(lambda: self.export(file, **options))
+
+    async def aimport_(self, file: str | os.PathLike[str], **options: Any) -> ImportReport:
+        """Async twin of `import_`."""
+        return await self._patient_workers.run(lambda: self.import_(file, **options))
 
     async def aflush(self) -> None:
         """Async twin of `flush`."""

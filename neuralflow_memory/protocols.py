@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -286,6 +286,86 @@ class ValuesWritten:
     gone: list[int] = field(default_factory=list)
     moved: dict[int, int | None] = field(default_factory=dict)
     expired: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MovedSession:
+    """A session on its way out of a ledger or into one. `spent`: day, calls, input tokens, output tokens and cost."""
+
+    scope: Scope
+    knowledge: bool
+    created_at: int
+    active_at: int
+    last_seq: int
+    last_position: int
+    model: str | None = None
+    spent: tuple[tuple[int, int, int, int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MovedEntry:
+    """An entry on its way.
+
+    Attributes:
+        counter: What its tokens were counted with.
+        summary: It is its session's current summary.
+        value: Namespace and key of the value that is found by it.
+        vector: Its float32 bytes. `hash`: what they are to be kept under, by whom they are for.
+    """
+
+    record: Record
+    knowledge: bool
+    counter: str = ""
+    summary: bool = False
+    value: tuple[Namespace, str] | None = None
+    vector: bytes | None = None
+    hash: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class MovedValue:
+    """A keyed value on its way. `texts`: ids of the entries that it is found by."""
+
+    scope: Scope
+    stored: StoredValue
+    ttl: int | None = None
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MovedMargin:
+    """What is known of a model's token counts: as `Ledger.calibration` gives it."""
+
+    tenant: str
+    model: str
+    n: int
+    mean: float
+    m2: float
+
+
+Moved = MovedSession | MovedEntry | MovedValue | MovedMargin
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What a ledger did with what was moved into it.
+
+    Attributes:
+        sessions, entries, values, vectors: How many are new here.
+        present: How many entries and values were here already, and stay as they are here.
+        left_out: How many were deleted here, or made from what was deleted or reads otherwise here.
+        tainted: Keys of entries that are not here, or not as they were moved: nothing that was made from them is taken.
+    """
+
+    sessions: int = 0
+    entries: int = 0
+    values: int = 0
+    vectors: int = 0
+    present: int = 0
+    left_out: int = 0
+    tainted: set[str] = field(default_factory=set)
+    uncovered: dict[int, list[int]] = field(default_factory=dict)
+    """Turns, by session, that a segment stood for which is left out."""
 
 
 class Lock(Protocol):
@@ -572,6 +652,39 @@ class Ledger(Protocol):
         """
         ...
 
+    def dump(
+        self, *, tenant: str | None = None, user_id: str | None = None, model: int | None = None
+    ) -> Iterator[Moved]:
+        """All that is stored, or what is of a tenant or a user, as of one moment; with the vectors of *model*.
+
+        Owner after owner: its sessions, its entries in the order in which they were written, its values. Records have no
+        terms.
+        """
+        ...
+
+    def load(
+        self,
+        owner: Scope,
+        moved: Sequence[Moved],
+        *,
+        source: str,
+        tainted: Collection[str],
+        model: int | None,
+        restore_deleted: bool,
+        now: int,
+    ) -> Loaded:
+        """Put what was dumped elsewhere in place, all or none, as far as it is not here; what is here stays as it is.
+
+        A session that is new here becomes what it was; *source* names the dump, so that several calls can make it. In one
+        that was here, turns come after those that are here. What was deleted here is left out unless *restore_deleted*,
+        and what was made from it, or from one of *tainted*. Doing it again changes nothing.
+        """
+        ...
+
+    def loaded(self, source: str, *, uncovered: Mapping[int, Sequence[int]]) -> None:
+        """All that was dumped in *source* is in place; turns that nothing covers go back into the window."""
+        ...
+
     def retokenize(self, version: str, terms: Callable[[Entry], Record]) -> None:
         """Make the full text anew, with *terms*, if it was made by another version of the rules."""
         ...
@@ -736,7 +849,13 @@ __all__ = [
     "Feature",
     "Floor",
     "Ledger",
+    "Loaded",
     "Lock",
+    "Moved",
+    "MovedEntry",
+    "MovedMargin",
+    "MovedSession",
+    "MovedValue",
     "Namespace",
     "OnConflict",
     "Record",

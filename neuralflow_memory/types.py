@@ -420,6 +420,35 @@ class StateDiff:
 
 
 @dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What `Memory.export` wrote: how many sessions, entries and values, and how many bytes the file has."""
+
+    sessions: int
+    entries: int
+    values: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImportReport:
+    """What `Memory.import_` did.
+
+    Attributes:
+        sessions: How many sessions are new here; `entries`, `values` and `vectors` likewise.
+        present: Entries and values that were here already. They stay as they are here, also where the file has others.
+        left_out: What was deleted here, what was made from that or from a text that reads otherwise here, and values that
+            have expired.
+    """
+
+    sessions: int
+    entries: int
+    values: int
+    vectors: int
+    present: int
+    left_out: int
+
+
+@dataclass(frozen=True, slots=True)
 class SessionInfo:
     """A session as `Memory.sessions` lists it.
 
@@ -445,7 +474,9 @@ __all__ = [
     "CompactionReport",
     "Context",
     "Entry",
+    "ExportReport",
     "Hit",
+    "ImportReport",
     "Life",
     "MemoryType",
     "Message",

@@ -24,10 +24,9 @@ _PUT = (
     + ", ".join(f"{c} = excluded.{c}" for c in _COLUMNS.split(", ")[1:])
     + " WHERE excluded.version > entries.version"
 )
-SELECT = (
-    f"SELECT {', '.join('e.' + c for c in _COLUMNS.split(', '))}, s.session_id "
-    "FROM entries e JOIN sessions s ON s.id = e.session"
-)
+COLUMNS = f"{', '.join('e.' + c for c in _COLUMNS.split(', '))}, s.session_id"
+"""What `entry_of` takes, of entries as `e` and their sessions as `s`; more may follow."""
+SELECT = f"SELECT {COLUMNS} FROM entries e JOIN sessions s ON s.id = e.session"
 
 
 def _optional(when: datetime | None) -> int | None:

@@ -72,6 +72,42 @@ def namespaces(db: sqlite3.Connection, owner: int, prefix: Namespace, *, now: in
         low = row[0] + _END  # the least that is more
 
 
+def every(db: sqlite3.Connection, owner: int) -> Iterator[tuple[StoredValue, int | None, list[str]]]:
+    """All values of *owner*, also those that have expired, with their time to live and the ids of what they are found by."""
+    for path, key, created, updated, expires, count, value, ttl in db.execute(
+        f"SELECT {_SHOWN}, value, ttl FROM items WHERE owner = ? ORDER BY path, key", (owner,)
+    ):
+        stored = StoredValue(_namespace(path), key, created, updated, expires, count, value)
+        found_by = db.execute(
+            "SELECT e.id FROM item_texts t JOIN entries e ON e.no = t.no WHERE t.owner = ? AND t.path = ? AND t.key = ? "
+            "ORDER BY e.no",
+            (owner, path, key),
+        )
+        yield stored, ttl, [own_id for (own_id,) in found_by]
+
+
+def name(path: bytes, key: str) -> tuple[Namespace, str]:
+    """Namespace and key of what is stored under *path*."""
+    return _namespace(path), key
+
+
+def exists(db: sqlite3.Connection, owner: int, namespace: Namespace, key: str) -> bool:
+    """Whether there is such a value, expired or not."""
+    row = db.execute(f"SELECT 1 FROM items WHERE {_NAMED}", (owner, _path(namespace), key)).fetchone()
+    return row is not None
+
+
+def insert(db: sqlite3.Connection, owner: int, stored: StoredValue, *, ttl: int | None, texts: Sequence[int]) -> None:
+    """Keep a value that is not there, as it was elsewhere, found by entries that are there."""
+    named = (owner, _path(stored.namespace), stored.key)
+    db.executemany("INSERT INTO item_texts (owner, path, key, no) VALUES (?, ?, ?, ?)", [(*named, n) for n in texts])
+    db.execute(
+        "INSERT INTO items (owner, path, key, created_at, updated_at, ttl, expires_at, texts, value) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*named, stored.created_at, stored.updated_at, ttl, stored.expires_at, len(texts), stored.value),
+    )
+
+
 def write(
     db: sqlite3.Connection,
     head: Head,
@@ -94,7 +130,7 @@ def write(
             _move(db, _numbers(db, head.owner, path, key), expires_at=row[0], done=done)
     for record in records:
         if record.value is None:
-            _remove(db, head.owner, _path(record.namespace), record.key, now=now, done=done)
+            _remove(db, head.owner, _path(record.namespace), record.key, now=now, done=done, asked=True)
         else:
             _put(db, head, record, scope=scope, now=now, counter=counter, done=done)
     over = db.execute(
@@ -145,17 +181,21 @@ def _put(
     )
 
 
-def _remove(db: sqlite3.Connection, owner: int, path: bytes, key: str, *, now: int, done: ValuesWritten) -> None:
+def _remove(
+    db: sqlite3.Connection, owner: int, path: bytes, key: str, *, now: int, done: ValuesWritten, asked: bool = False
+) -> None:
     anyone = Scope()  # what is deleted needs no scope to be shown in
     gone = _entries(db, _numbers(db, owner, path, key), scope=anyone, owner=owner)
-    _drop(db, gone, owner=owner, now=now, done=done)
+    _drop(db, gone, owner=owner, now=now, done=done, asked=asked)
     for table in ("items", "item_texts"):
         db.execute(f"DELETE FROM {table} WHERE {_NAMED}", (owner, path, key))
 
 
-def _drop(db: sqlite3.Connection, gone: Sequence[Entry], *, owner: int, now: int, done: ValuesWritten) -> None:
+def _drop(
+    db: sqlite3.Connection, gone: Sequence[Entry], *, owner: int, now: int, done: ValuesWritten, asked: bool = False
+) -> None:
     for entry in gone:
-        summaries.remove(db, entry.number, bytes.fromhex(entry.key), owner=owner, now=now)
+        summaries.remove(db, entry.number, bytes.fromhex(entry.key), owner=owner, now=now, asked=asked)
         done.gone.append(entry.number)
 
 

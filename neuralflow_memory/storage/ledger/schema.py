@@ -155,6 +155,15 @@ def _m008_states(db: sqlite3.Connection) -> None:
         db.execute(statement)
 
 
+def _m011_transfer(db: sqlite3.Connection) -> None:
+    # Whether somebody asked for it to be deleted, so that no older copy may bring it back. Otherwise it went by itself: it
+    # was made from something that changed, was over, had expired or was replaced.
+    if "asked" in [column for _, column, *_ in db.execute("PRAGMA table_info(tombstones)")]:
+        return
+    db.execute("ALTER TABLE tombstones ADD COLUMN asked INTEGER NOT NULL DEFAULT 0")
+    db.execute("UPDATE tombstones SET asked = 1")  # of those from before nobody knows
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _m001_tables,
     _m002_working_memory,
@@ -164,6 +173,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _m006_age_of_marks,
     _m007_changes,
     _m008_states,
+    _m011_transfer,
 )
 
 

@@ -38,6 +38,11 @@ def owner_key(scope: Scope) -> str:
     return json.dumps(scope.owner, ensure_ascii=False)
 
 
+def owner_scope(key: str) -> Scope:
+    """The inverse of `owner_key`."""
+    return Scope(*json.loads(key))
+
+
 def owner_of(db: sqlite3.Connection, scope: Scope) -> int | None:
     """The owner's number, or None when nothing was ever stored for it."""
     row = db.execute("SELECT id FROM owners WHERE key = ?", (owner_key(scope),)).fetchone()

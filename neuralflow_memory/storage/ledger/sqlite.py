@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,8 @@ from ...protocols import (
     Change,
     Dirty,
     Feature,
+    Loaded,
+    Moved,
     Namespace,
     OnConflict,
     Record,
@@ -32,7 +34,7 @@ from ...protocols import (
     ValuesWritten,
 )
 from ...types import TYPE_NUMBER, Entry, Life, MemoryType, Scope, SessionInfo, Summary
-from . import entries, fulltext, items, log, sessions, states, summaries, usage, vectors, windows
+from . import entries, fulltext, items, log, sessions, states, summaries, transfer, usage, vectors, windows
 from .database import Database
 from .schema import OWNER_SHIFT
 from .sessions import KNOWLEDGE, Head
@@ -233,9 +235,11 @@ class SqliteLedger:
             for session, theirs in gone.items():
                 ids = [e.id for e in theirs.values()]
                 # First: a summary that is deleted gives back what it covers, as one that has become stale does.
-                summaries.unfold(db, owner=owner or 0, session=session, changed=ids, gone=theirs.keys(), now=now)
+                summaries.unfold(
+                    db, owner=owner or 0, session=session, changed=ids, gone=theirs.keys(), asked=True, now=now
+                )
                 for number, entry in theirs.items():
-                    summaries.remove(db, number, bytes.fromhex(entry.key), owner=owner or 0, now=now)
+                    summaries.remove(db, number, bytes.fromhex(entry.key), owner=owner or 0, now=now, asked=True)
             count = sum(len(theirs) for theirs in gone.values())
             if owner is not None and count:
                 vectors.forget_questions(db, owner)
@@ -521,10 +525,66 @@ class SqliteLedger:
                 if all(record.value is None for record in records):
                     return ValuesWritten()
                 head = sessions.open_head(db, scope, session_id=KNOWLEDGE, now=now)
+            deleted = [r for r in records if r.value is None and items.exists(db, head.owner, r.namespace, r.key)]
             done = items.write(db, head, records, scope=scope, read=read, now=now, counter=self._counter)
+            for record in deleted:
+                key = self._value_key(scope, record.namespace, record.key)
+                db.execute("INSERT OR REPLACE INTO tombstones VALUES (?, ?, 0, ?, 1)", (key, head.owner, now))
             failpoint("change.applied")
         failpoint("change.committed")
         return done
+
+    def _value_key(self, scope: Scope, namespace: Namespace, key: str) -> bytes:
+        """What stands for a value among tombstones."""
+        text = json.dumps(["value", *scope.owner, namespace, key], ensure_ascii=False)
+        return hashlib.blake2b(text.encode(), digest_size=16, key=self._secret).digest()
+
+    # -- to other ledgers and from them
+
+    def dump(
+        self, *, tenant: str | None = None, user_id: str | None = None, model: int | None = None
+    ) -> Iterator[Moved]:
+        """All that is stored, or what is of a tenant or a user, as of one moment; with the vectors of *model*."""
+        with self._db.read() as db:
+            db.execute("BEGIN")
+            try:
+                yield from transfer.dump(db, tenant=tenant, user_id=user_id, model=model)
+            finally:
+                db.execute("COMMIT")
+
+    def load(
+        self,
+        owner: Scope,
+        moved: Sequence[Moved],
+        *,
+        source: str,
+        tainted: Collection[str],
+        model: int | None,
+        restore_deleted: bool,
+        now: int,
+    ) -> Loaded:
+        """Put what was dumped elsewhere in place, all or none, as far as it is not here; what is here stays as it is."""
+        with self._db.lock, self._db.write() as db:
+            done = transfer.Loading(
+                db,
+                owner,
+                source=source,
+                counter=self._counter,
+                key_of=lambda scope, own_id, knowledge: self.key(scope, id=own_id, knowledge=knowledge),
+                value_key=self._value_key,
+                tainted=tainted,
+                model=model,
+                restore_deleted=restore_deleted,
+                now=now,
+            ).load(moved)
+            failpoint("load.applied")
+        failpoint("load.committed")
+        return done
+
+    def loaded(self, source: str, *, uncovered: Mapping[int, Sequence[int]]) -> None:
+        """All that was dumped in *source* is in place; turns that nothing covers go back into the window."""
+        with self._db.lock, self._db.write() as db:
+            transfer.finish(db, source, uncovered=uncovered)
 
     # -- what models take
 

@@ -9,15 +9,23 @@ from collections.abc import Collection, Iterable
 from . import vectors
 
 
-def remove(db: sqlite3.Connection, number: int, key: bytes, *, owner: int, now: int) -> tuple[int, str] | None:
-    """Delete an entry for good, leaving a tombstone and a mark; its session and id, None when there was none."""
+def remove(
+    db: sqlite3.Connection, number: int, key: bytes, *, owner: int, now: int, asked: bool = False
+) -> tuple[int, str] | None:
+    """Delete an entry for good, leaving a tombstone and a mark; its session and id, None when there was none.
+
+    *asked*: somebody wanted it to go; otherwise it was made from something that has changed, is over, or was replaced.
+    """
     row = db.execute("DELETE FROM entries WHERE no = ? RETURNING version, session, id", (number,)).fetchone()
     if row is None:
         return None
     version, session, own_id = row
     db.execute("DELETE FROM features WHERE no = ?", (number,))
     db.execute("DELETE FROM vectors WHERE no = ?", (number,))
-    db.execute("INSERT OR REPLACE INTO tombstones VALUES (?, ?, ?, ?)", (key, owner, version + 1, now))
+    stone = (key, owner, version + 1, now)
+    db.execute("INSERT OR REPLACE INTO tombstones (key, owner, version, deleted_at) VALUES (?, ?, ?, ?)", stone)
+    if asked:
+        db.execute("UPDATE tombstones SET asked = 1 WHERE key = ?", (key,))
     db.execute("UPDATE sessions SET summary = NULL WHERE id = ? AND summary = ?", (session, number))
     vectors.mark(db, [(number, key, version + 1)])
     return session, own_id
@@ -31,9 +39,12 @@ def unfold(
     changed: Iterable[str],
     now: int,
     gone: Collection[int] = (),
+    asked: bool = False,
     restore: bool = True,
 ) -> int | None:
     """Delete the segments of *session* that were made from the entries *changed* (ids), and the summary made from those.
+
+    Those *gone* are deleted whatever they were made from, and *asked* says whether somebody wanted them to go.
 
     The number of the session's summary, None once it is gone: it is made anew from the other segments. The turns that no
     segment covers any more go back into the window; not if *restore* is False, when somebody has just said what the
@@ -58,7 +69,7 @@ def unfold(
         return current
     for number, key, _, _ in rows:
         if number in stale or number == current:
-            remove(db, number, key, owner=owner, now=now)
+            remove(db, number, key, owner=owner, now=now, asked=asked and number in gone)
     db.execute("UPDATE sessions SET summary = NULL, version = version + 1 WHERE id = ?", (session,))
     if restore:
         back = db.execute(
