@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .config import Settings
 from .errors import (
     AccessDenied,
+    BackupError,
     BudgetError,
     ClosedError,
     ConfigError,
@@ -35,6 +36,7 @@ from .errors import (
     TaskError,
 )
 from .types import (
+    BackupReport,
     Candidate,
     CompactionReport,
     Context,
@@ -44,6 +46,7 @@ from .types import (
     ImportReport,
     MemoryType,
     Message,
+    RestoreReport,
     Scope,
     SessionInfo,
     StateDiff,
@@ -91,6 +94,8 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "AccessDenied",
+    "BackupError",
+    "BackupReport",
     "BudgetError",
     "Candidate",
     "ClosedError",
@@ -120,6 +125,7 @@ __all__ = [
     "NeuralFlowError",
     "NotFound",
     "QueryError",
+    "RestoreReport",
     "Scope",
     "ScopeError",
     "Session",

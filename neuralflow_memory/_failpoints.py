@@ -21,7 +21,15 @@ FAILPOINTS = (
     "change.committed",
 )
 
-MOVING = ("load.applied", "load.committed")
+MOVING = (
+    "load.applied",
+    "load.committed",
+    "backup.copied",
+    "backup.written",
+    "restore.copied",
+    "restore.applied",
+    "restore.committed",
+)
 """Those of import, backup and restore, which have tests of their own."""
 
 hook: Callable[[str], None] | None = None

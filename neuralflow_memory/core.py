@@ -14,12 +14,14 @@ from queue import Empty, SimpleQueue
 
 from ._offload import Workers
 from .errors import ForkedError, IndexingError, StorageError
+from .pipeline.backup import ready
 from .pipeline.compact import compact
+from .pipeline.export import Progress
 from .pipeline.index import BATCH, PARKED, index_batch
 from .pipeline.parts import Parts
 from .pipeline.states import cleanup
 from .protocols import EntryStore, Lock
-from .types import Scope
+from .types import RestoreReport, Scope
 
 _STORAGE_WORKERS = 4  # places at a time; see _offload
 _FOLDERS = 4  # folds at a time: one that waits for a slow model must not hold up the others
@@ -417,6 +419,17 @@ class Core:
             self.flush()
             if parts.ledger.collection != _TO_BE_MADE_ANEW:
                 break
+
+    def restore(
+        self, path: str | os.PathLike[str], *, restore_deleted: bool, progress: Progress | None
+    ) -> RestoreReport:
+        parts = self.parts
+        # Neither marks nor vectors of before may be written after it.
+        with ready(parts, path, progress=progress) as put_in_place, self._indexing, parts.embedding:
+            done = put_in_place(restore_deleted)
+        self._wake.give()
+        self._hurry.give()
+        return done
 
     def check(self) -> None:
         """Raise unless this core can be used from here."""

@@ -20,6 +20,7 @@ NeuralFlowError
 ├── StorageError         (OSError)          the folder or its files
 │   ├── FolderError                         not a memory folder, newer than this version, or damaged
 │   ├── FolderInUse                         another process has the folder open
+│   ├── BackupError                         not a backup, or one that is damaged, newer, or another memory's
 │   ├── StorageFull                         no space left; nothing was written
 │   └── IndexingError                       the vector index can't be brought up to date
 ├── ModelMismatch        (ValueError)       the folder was indexed with another embedding model
@@ -153,6 +154,10 @@ class FolderInUse(StorageError):
     """Another process has the folder open. Attribute: `pid`, the holder's, or None."""
 
     pid: int | None
+
+
+class BackupError(StorageError):
+    """Not a backup, or one that is damaged, of a newer version or of another memory; nothing was changed."""
 
 
 class StorageFull(StorageError):

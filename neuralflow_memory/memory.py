@@ -13,6 +13,7 @@ from ._offload import Workers, offload
 from .config import Settings
 from .core import Core
 from .errors import ClosedError, StorageError
+from .pipeline.backup import backup
 from .pipeline.export import Progress, export
 from .pipeline.import_ import import_
 from .pipeline.index import PARKED
@@ -22,7 +23,7 @@ from .protocols import EntryStore
 from .rules.budget import prompt_tokens
 from .rules.states import StateRules, as_rules
 from .session import Session
-from .types import ExportReport, ImportReport, Scope, SessionInfo
+from .types import BackupReport, ExportReport, ImportReport, RestoreReport, Scope, SessionInfo
 from .values import Values
 
 
@@ -238,6 +239,42 @@ class Memory:
             progress=progress,
         )
 
+    def backup(self, path: str | os.PathLike[str], *, progress: Progress | None = None) -> BackupReport:
+        """Copy all that is stored, as of one moment, into a new folder; others may write meanwhile.
+
+        The copy is checked, and is there whole or not at all. The vector index is not in it: it is filled from the ledger.
+
+        Args:
+            path: The folder to make.
+            progress: Called now and then with how much is copied, and of how much.
+
+        Raises:
+            InputError: There is something at *path*.
+            StorageError: It can't be written.
+        """
+        return backup(self._ready_parts(), path, progress=progress)
+
+    def restore(
+        self, path: str | os.PathLike[str], *, restore_deleted: bool = False, progress: Progress | None = None
+    ) -> RestoreReport:
+        """Go back to a backup of this memory; or make a new, empty memory what another was. All or nothing.
+
+        What was added since is gone then; what was deleted since stays deleted. Handles and sessions stay usable. Nothing is
+        embedded: the index is filled from the ledger in the background, and `flush` waits for it.
+
+        Args:
+            path: What `backup` made.
+            restore_deleted: Bring back also what was deleted since.
+            progress: Called now and then with how much is read, and of how much.
+
+        Raises:
+            BackupError: It is no backup, damaged, of a newer version, or of another memory.
+            FolderInUse: Another process has the folder open.
+            ModelMismatch: It was indexed with another embedding model.
+        """
+        self._ready_parts()
+        return self._core.restore(path, restore_deleted=restore_deleted, progress=progress)
+
     def close(self) -> None:
         """Close this handle; the last one on a folder closes it. Indexing that is left goes on when it is next opened."""
         if not self._closed:
@@ -256,6 +293,14 @@ class Memory:
     async def aimport_(self, file: str | os.PathLike[str], **options: Any) -> ImportReport:
         """Async twin of `import_`."""
         return await self._patient_workers.run(lambda: self.import_(file, **options))
+
+    async def abackup(self, path: str | os.PathLike[str], **options: Any) -> BackupReport:
+        """Async twin of `backup`."""
+        return await self._patient_workers.run(lambda: self.backup(path, **options))
+
+    async def arestore(self, path: str | os.PathLike[str], **options: Any) -> RestoreReport:
+        """Async twin of `restore`."""
+        return await self._patient_workers.run(lambda: self.restore(path, **options))
 
     async def aflush(self) -> None:
         """Async twin of `flush`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from .types import TYPE_NUMBER, Entry, Life, MemoryType, Message, Scope, SessionInfo, Summary, microseconds
@@ -368,6 +369,14 @@ class Loaded:
     """Turns, by session, that a segment stood for which is left out."""
 
 
+class Became(NamedTuple):
+    """What a ledger holds after it was made what another was, and how much of that is left out, as it was deleted since."""
+
+    entries: int
+    sessions: int
+    left_out: int
+
+
 class Lock(Protocol):
     """A lock among processes, which the system gives back however a process ends."""
 
@@ -685,6 +694,29 @@ class Ledger(Protocol):
         """All that was dumped in *source* is in place; turns that nothing covers go back into the window."""
         ...
 
+    def copy(self, target: Path, *, progress: Callable[[int, int], None] | None = None) -> dict[str, int]:
+        """Copy all of it into a new file, as of one moment, and check the copy; how many rows each table has."""
+        ...
+
+    def prepare(self, copy: Path, *, ledger: str, terms: Callable[[Entry], Record]) -> None:
+        """Bring a copy of the ledger whose id was *ledger*, perhaps of an older version, up to date.
+
+        Raises `BackupError` where it can't be put in the place of this one: it is damaged, newer, or another ledger's, and
+        this one is not empty.
+        """
+        ...
+
+    def models_in(self, copy: Path) -> list[str]:
+        """Names of the models whose vectors are in a copy."""
+        ...
+
+    def become(self, copy: Path, *, restore_deleted: bool, forget_vectors: bool, now: int) -> Became:
+        """Become what was copied, all or nothing; but what was deleted since stays so, unless *restore_deleted*.
+
+        Every entry is marked as changed, and the vector index is to be made anew. No other process has it open.
+        """
+        ...
+
     def retokenize(self, version: str, terms: Callable[[Entry], Record]) -> None:
         """Make the full text anew, with *terms*, if it was made by another version of the rules."""
         ...
@@ -841,6 +873,7 @@ class EntryStore(Protocol):
 __all__ = [
     "AccessPolicy",
     "Appended",
+    "Became",
     "Change",
     "Clock",
     "Dirty",

@@ -25,6 +25,7 @@ from .models.cross_encoder import as_reranker
 from .models.extractive import ExtractiveSummarizer
 from .models.prompted import as_summarizer
 from .models.tokens import token_counter
+from .pipeline.backup import SCRATCH
 from .pipeline.parts import Parts, recorded
 from .pipeline.resident import Residents
 from .protocols import AccessPolicy, Clock, Embedder, EntryStore, Ledger, Summarizer, TokenCounter
@@ -216,6 +217,8 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
     folder = settings.path
     _prepare(folder)
     locks = FolderLocks(folder)
+    if locks.alone:
+        shutil.rmtree(folder / SCRATCH, ignore_errors=True)  # of a restore that was cut short
     ledger: Ledger | None = None
     store: EntryStore | None = None
     try:
@@ -292,6 +295,7 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
         release()
         raise
     parts.exclusive = partial(locks.hold, given_up=lambda: parts.closing)
+    parts.sole = locks.sole
 
     def done() -> None:
         locks.release()

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from .errors import MessageError, ScopeError, brief
@@ -449,6 +450,30 @@ class ImportReport:
 
 
 @dataclass(frozen=True, slots=True)
+class BackupReport:
+    """What `Memory.backup` made: the folder, as of when, how many sessions and entries, and the bytes of the ledger."""
+
+    path: Path
+    created_at: datetime
+    sessions: int
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """What `Memory.restore` did: as of when it is now, with how many sessions and entries.
+
+    `left_out`: entries and values of the backup that were deleted since then, and stay deleted.
+    """
+
+    created_at: datetime
+    sessions: int
+    entries: int
+    left_out: int
+
+
+@dataclass(frozen=True, slots=True)
 class SessionInfo:
     """A session as `Memory.sessions` lists it.
 
@@ -469,6 +494,7 @@ __all__ = [
     "ROLES",
     "TYPES",
     "TYPE_NUMBER",
+    "BackupReport",
     "Block",
     "Candidate",
     "CompactionReport",
@@ -480,6 +506,7 @@ __all__ = [
     "Life",
     "MemoryType",
     "Message",
+    "RestoreReport",
     "Role",
     "Scope",
     "SessionInfo",

@@ -74,7 +74,9 @@ def fill(memory):
     chat.remember("Until May.", expires_at=datetime(2040, 5, 1, tzinfo=UTC), type=MemoryType.EPISODIC)
     with chat.task("over") as task:
         task.note("it was done")
-    chat.task("open").__enter__().set("bed", {"n": 4})
+    task = chat.task("open")
+    task.start()
+    task.set("bed", {"n": 4})
     chat.report_usage("some-model", 2 * chat.context("And now?").tokens)
     memory.values(user_id="ada").put(("notes", "x"), "k", {"v": [1, {"ü": None}]}, texts=["Quince", "Pear"], ttl=90)
     memory.values().put((), "root", {})
@@ -144,7 +146,9 @@ def test_what_was_imported_is_used_as_if_it_had_never_moved(opened, filled, tmp_
     assert [e.seq for e in after.entries.list(within="session")] == [
         e.seq for e in before.entries.list(within="session")
     ]
-    assert after.task("open").__enter__().get("bed") == {"n": 4}
+    task = after.task("open")
+    task.start()
+    assert task.get("bed") == {"n": 4}
     assert after.summary() == before.summary() != ""
     assert index_keys(other) == live_keys(other)
 

@@ -44,6 +44,7 @@ class Parts:
         embedding: Held around `embed_documents`, which embedders serve one call at a time. Never taken under another lock.
         exclusive: Held around what only one process may do at a time, by name; waits for the others. Taken under no lock but
             `embedding` or a fold's.
+        sole: Held around what no other process may have the folder open for; it says whether none has, and lets none in.
         changed: Called after a write that left dirty marks.
         full: Called with the scope of a session whose window is over its limits.
         tally: Counts of what happened since the memory was opened, for `stats()`.
@@ -73,6 +74,7 @@ class Parts:
     full: Callable[[Scope], None] = lambda _: None
     embedding: threading.Lock = field(default_factory=threading.Lock)
     exclusive: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
+    sole: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True)
     tally: Counter[str] = field(default_factory=Counter)
     trouble: str | None = None
     breaker: Breaker = field(default_factory=Breaker)

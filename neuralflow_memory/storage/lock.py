@@ -6,8 +6,8 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -111,6 +111,16 @@ class FileLock:
         self._file.truncate(0)
         self._signed = False
         fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    def keep_alone(self) -> bool:
+        """Have a shared lock for this process alone, unless others share it; whether it is so now."""
+        assert self._file is not None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(self._file, fcntl.LOCK_SH)  # the system has taken it away
+            return False
+        return True
 
     def release(self) -> None:
         """Give the lock back."""
@@ -216,6 +226,16 @@ class FolderLocks:
         if self.alone:
             self.alone = False
             self._open.share()
+
+    @contextmanager
+    def sole(self) -> Iterator[bool]:
+        """A block that no other process can open the folder in; whether none had it open before."""
+        alone = self._open.keep_alone()
+        try:
+            yield alone
+        finally:
+            if alone:
+                self._open.share()
 
     def release(self) -> None:
         """Give all of them back."""

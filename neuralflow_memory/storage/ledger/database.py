@@ -176,6 +176,20 @@ class Database:
                     else:
                         self._readers.append(db)
 
+    @contextmanager
+    def attached(self, other: Path, name: str) -> Iterator[sqlite3.Connection]:
+        """A connection that notes no changes, in a transaction, which it leaves to be committed; *other* is there as *name*."""
+        assert self.lock.locked()
+        with translated(self.path):
+            db = self._connect()
+            try:
+                db.execute(f"PRAGMA busy_timeout = {int(_PATIENCE * 1000)}")
+                db.execute(f"ATTACH ? AS {name}", (str(other),))
+                db.execute("BEGIN IMMEDIATE")
+                yield db
+            finally:
+                db.close()  # which rolls back what was not committed
+
     def close(self) -> None:
         """Close every connection; the last one folds the write-ahead log into the file."""
         with self.lock:

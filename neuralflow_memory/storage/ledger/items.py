@@ -97,6 +97,11 @@ def exists(db: sqlite3.Connection, owner: int, namespace: Namespace, key: str) -
     return row is not None
 
 
+def delete(db: sqlite3.Connection, owner: int, path: bytes, key: str, *, now: int) -> None:
+    """Delete a value, and the entries that it is found by."""
+    _remove(db, owner, path, key, now=now, done=ValuesWritten(), asked=True)
+
+
 def insert(db: sqlite3.Connection, owner: int, stored: StoredValue, *, ttl: int | None, texts: Sequence[int]) -> None:
     """Keep a value that is not there, as it was elsewhere, found by entries that are there."""
     named = (owner, _path(stored.namespace), stored.key)

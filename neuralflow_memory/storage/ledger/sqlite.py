@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..._failpoints import failpoint
-from ...errors import EmbeddingError, FolderInUse, ModelMismatch
+from ...errors import BackupError, EmbeddingError, FolderError, FolderInUse, ModelMismatch
 from ...protocols import (
     Appended,
+    Became,
     Change,
     Dirty,
     Feature,
@@ -34,7 +35,7 @@ from ...protocols import (
     ValuesWritten,
 )
 from ...types import TYPE_NUMBER, Entry, Life, MemoryType, Scope, SessionInfo, Summary
-from . import entries, fulltext, items, log, sessions, states, summaries, transfer, usage, vectors, windows
+from . import backup, entries, fulltext, items, log, sessions, states, summaries, transfer, usage, vectors, windows
 from .database import Database
 from .schema import OWNER_SHIFT
 from .sessions import KNOWLEDGE, Head
@@ -585,6 +586,64 @@ class SqliteLedger:
         """All that was dumped in *source* is in place; turns that nothing covers go back into the window."""
         with self._db.lock, self._db.write() as db:
             transfer.finish(db, source, uncovered=uncovered)
+
+    def copy(self, target: Path, *, progress: Callable[[int, int], None] | None = None) -> dict[str, int]:
+        """Copy all of it into a new file, as of one moment, and check the copy; how many rows each table has."""
+        with self._db.read() as db:
+            return backup.copied(db, target, progress=progress)
+
+    def prepare(self, copy: Path, *, ledger: str, terms: Callable[[Entry], Record]) -> None:
+        """Bring a copy of the ledger whose id was *ledger*, perhaps of an older version, up to date."""
+        empty = self.totals(parked_at=0)["owners"] == 0
+        if ledger != self.id and not empty:
+            raise BackupError(
+                f"the backup is of another memory than {self._db.path.parent}, and would replace it; restore it into a new folder, "
+                "or bring what is in it here by export and import",
+                path=str(copy.parent),
+            )
+        with self._db.read() as db:
+            lexical = db.execute("SELECT value FROM meta WHERE name = 'lexical'").fetchone()
+        try:
+            saved = SqliteLedger(copy, counter=self._counter)
+        except FolderError as error:
+            raise BackupError(f"the backup can't be read: {error}", path=str(copy.parent)) from error
+        try:
+            sound = saved.verify()
+            if sound != "ok" or saved.id != ledger:
+                raise BackupError(f"the backup is damaged ({sound}); take another one", path=str(copy.parent))
+            if lexical is not None:
+                saved.retokenize(lexical[0], terms)
+        finally:
+            saved.close()
+
+    def models_in(self, copy: Path) -> list[str]:
+        """Names of the models whose vectors are in a copy."""
+        saved = SqliteLedger(copy, counter=self._counter)
+        try:
+            return [name for name, _ in saved.models()]
+        finally:
+            saved.close()
+
+    def become(self, copy: Path, *, restore_deleted: bool, forget_vectors: bool, now: int) -> Became:
+        """Become what was copied, all or nothing; but what was deleted since stays so, unless *restore_deleted*."""
+        with self._db.lock, self._db.attached(copy, "saved") as db:
+            secret = db.execute("SELECT value FROM saved.meta WHERE name = 'secret'").fetchone()[0]
+            before, self._secret = self._secret, secret
+            try:
+                done = backup.become(
+                    db,
+                    value_key=self._value_key,
+                    restore_deleted=restore_deleted,
+                    forget_vectors=forget_vectors,
+                    now=now,
+                )
+                failpoint("restore.applied")
+                db.execute("COMMIT")
+            except BaseException:
+                self._secret = before
+                raise
+        failpoint("restore.committed")
+        return done
 
     # -- what models take
 
