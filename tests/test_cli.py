@@ -29,7 +29,8 @@ from neuralflow_memory.testing import HashingEmbedder
 from neuralflow_memory.types import Candidate, Context, Message, SessionInfo
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["add", "bench", "context", "demo", "doctor", "eval", "fit", "import", "search", "sessions", "stats"]
+COMMANDS = ["add", "backup", "bench", "chat", "context", "demo", "doctor", "eval", "export", "fit", "import"]
+COMMANDS += ["restore", "search", "sessions", "stats"]
 
 LINES = [
     {"session_id": "garden", "user_id": "ada", "role": "user", "content": "The beans go by the south wall."},

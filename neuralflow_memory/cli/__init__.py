@@ -10,7 +10,19 @@ from typer.core import TyperGroup
 
 from neuralflow_memory.errors import NeuralFlowError
 
-from . import benchmarking, conversation, demo, doctor, evaluating, fitting, importing, overview, render
+from . import (
+    benchmarking,
+    chatting,
+    conversation,
+    demo,
+    doctor,
+    evaluating,
+    fitting,
+    importing,
+    overview,
+    render,
+    saving,
+)
 
 
 class _Commands(TyperGroup):
@@ -33,6 +45,7 @@ app = typer.Typer(
 )
 for _command in (
     demo.demo,
+    chatting.chat,
     conversation.add,
     conversation.search,
     conversation.context,
@@ -41,7 +54,10 @@ for _command in (
     doctor.doctor,
 ):
     app.command()(_command)
+app.command()(saving.export)
 app.command("import")(importing.import_)
+app.command()(saving.backup)
+app.command()(saving.restore)
 app.command("eval")(evaluating.eval_)
 app.command()(fitting.fit)
 app.command()(benchmarking.bench)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,10 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from neuralflow_memory._ids import new_id
 from neuralflow_memory.errors import IndexingError
-from neuralflow_memory.types import Message
+from neuralflow_memory.pipeline.records import sealed, written
+from neuralflow_memory.types import ImportReport, Message
 
-from . import render
+from . import foreign, render
 from .formats import READERS, Turn
 from .options import JsonOption, PathOption, opened
 
@@ -29,40 +34,87 @@ _PATIENCE = 60.0  # seconds without progress after which a reported error is bel
 
 
 class FileFormat(StrEnum):
-    """How the file is written."""
+    """How a file with questions is written."""
 
     JSONL = "jsonl"
     LOCOMO = "locomo"
 
 
+class ImportFormat(StrEnum):
+    """What is imported."""
+
+    EXPORT = "export"
+    JSONL = "jsonl"
+    LOCOMO = "locomo"
+    LANGCHAIN = "langchain"
+    LLAMA_INDEX = "llama-index"
+    MEM0 = "mem0"
+
+
 def import_(
     file: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="The file.", show_default=False)
+        str,
+        typer.Argument(
+            help="The file or folder; for LangChain's histories in Redis, its address, as redis://host:6379/0.",
+            show_default=False,
+        ),
     ],
     *,
-    format_: Annotated[FileFormat, typer.Option("--format", help="How the file is written.")] = FileFormat.JSONL,
+    format_: Annotated[
+        ImportFormat,
+        typer.Option("--format", help="What it is. A file that `export` wrote is known as such."),
+    ] = ImportFormat.JSONL,
     user: Annotated[
         str | None,
-        typer.Option("--user", help="The user of lines that name none; of all of a LoCoMo file.", show_default=False),
+        typer.Option(
+            "--user",
+            help="The user of what names none; of all of a LoCoMo file; whose an export of one user is to be.",
+            show_default=False,
+        ),
     ] = None,
+    prefix: Annotated[
+        str, typer.Option("--prefix", help="What stands before a session's id in the keys of a Redis server.")
+    ] = foreign.PREFIX,
+    restore_deleted: Annotated[
+        bool, typer.Option("--restore-deleted", help="Take in also what was deleted here; of an export.")
+    ] = False,
     path: PathOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Import conversations from a file. A wrong line stops it before anything is written; again adds nothing twice.
+    """Import an export, conversations, or memories of mem0. A wrong file stops it before anything is written; again adds nothing twice.
 
     JSONL: a message a line, {"session_id", "role", "content"} and, if you have them, user_id, id, name, created_at, metadata,
-    tool_calls, tool_call_id. LoCoMo: the data set's own format.
+    tool_calls, tool_call_id. LoCoMo: the data set's own format. langchain: a SQLite file of SQLChatMessageHistory, a JSON file
+    of FileChatMessageHistory or a folder of them, a Redis address. llama-index: a SimpleChatStore's JSON, a SQLite file of
+    Memory, SQLAlchemyChatStore or SQLiteChatStore. mem0: what get_all() returned as JSON, history.db, a Qdrant folder.
     """
-    read = READERS[format_]
+    source = Path(file)
+    if not file.startswith(foreign.REDIS):
+        if not source.exists() or (source.is_dir() and format_ not in _FOLDERS):
+            raise typer.BadParameter(f"there is no file {file}", param_hint="FILE")
+    elif format_ is not ImportFormat.LANGCHAIN:
+        raise typer.BadParameter("only histories of LangChain's are read from Redis: --format langchain")
+    if format_ is ImportFormat.EXPORT or (format_ is ImportFormat.JSONL and _is_export(source)):
+        _import_export(source, user=user, restore_deleted=restore_deleted, path=path, json_=json_)
+        return
+    read: Callable[[], Iterator[foreign.Found]]
+    if format_.value in foreign.READERS:
+        read = partial(foreign.READERS[format_.value], file, user_id=user, prefix=prefix)
+    else:
+        read = partial(READERS[format_.value], source, user_id=user)
     with shown_progress() as progress:
         checking = progress.add_task("checking", total=None)
-        total = sum(1 for _ in read(file, user_id=user))
+        total = sum(isinstance(one, Turn) for one in read())
         progress.update(checking, total=total, completed=total)
         with opened(path, create=True) as memory:
             done = Done()
             before = int(memory.stats()["added"])
+            known = 0
             try:
-                add_all(memory, read(file, user_id=user), progress=progress, total=total, done=done)
+                add_all(memory, (t for t in read() if isinstance(t, Turn)), progress=progress, total=total, done=done)
+                if format_ is ImportFormat.MEM0:
+                    taken = _remember_all(memory, (k for k in read() if isinstance(k, foreign.Known)))
+                    known = taken.entries + taken.present + taken.left_out
                 added = int(memory.stats()["added"]) - before
                 trouble = wait(memory, progress=progress)
             except KeyboardInterrupt:
@@ -75,16 +127,64 @@ def import_(
                 raise typer.Exit(130) from None
     sessions = len(done.conversations)
     if json_:
-        typer.echo(render.as_json({"messages": total, "added": added, "sessions": sessions}))
+        typer.echo(
+            render.as_json(
+                {"messages": total, "added": added, "sessions": sessions}
+                | ({"memories": known} if format_ is ImportFormat.MEM0 else {})
+            )
+        )
     else:
-        already = f"; {total - added:,} were there already" if added < total else ""
-        typer.echo(f"Added {added:,} of {total:,} messages in {sessions:,} conversations{already}.")
+        already = f"; {total + known - added:,} were there already" if added < total + known else ""
+        memories = f" and {known:,} memories" if format_ is ImportFormat.MEM0 else ""
+        typer.echo(f"Added {added:,} of {total:,} messages{memories} in {sessions:,} conversations{already}.")
+    _told(trouble, memory)
+
+
+_FOLDERS = (ImportFormat.LANGCHAIN, ImportFormat.MEM0)
+
+
+def _told(trouble: str | None, memory: Memory) -> None:
     if trouble is not None:
         raise IndexingError(
             f"the messages are stored, but indexing stands still ({trouble}); mend the cause, and it goes on when the memory "
             "is next opened",
             path=str(memory.path),
         )
+
+
+def _is_export(file: Path) -> bool:
+    with file.open("rb") as lines:
+        return lines.read(64).startswith(b'{"kind":"neuralflow-memory"')
+
+
+def _import_export(file: Path, *, user: str | None, restore_deleted: bool, path: Path | None, json_: bool) -> None:
+    with shown_progress() as progress, opened(path, create=True) as memory:
+        reading = progress.add_task("importing", total=None)
+        done = memory.import_(
+            file,
+            user_id=user,
+            restore_deleted=restore_deleted,
+            progress=lambda read, total: progress.update(reading, completed=read, total=total),
+        )
+        trouble = wait(memory, progress=progress)
+    if json_:
+        typer.echo(render.as_json(asdict(done)))
+    else:
+        typer.echo(
+            f"Imported {done.entries:,} entries and {done.values:,} values, {done.sessions:,} conversations new; "
+            f"{done.present:,} were there already, {done.left_out:,} left out, as they were deleted here."
+        )
+    _told(trouble, memory)
+
+
+def _remember_all(memory: Memory, known: Iterable[foreign.Known]) -> ImportReport:
+    """Take knowledge in with its ids and times: as an export, with all that holds for one."""
+    now = datetime.now(UTC)
+    header = {"id": new_id(), "created_at": now.isoformat(), "counter": "none"}
+    with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+        file.writelines(sealed(header, map(written, foreign.lines_of(known, now=now))))
+        file.flush()
+        return memory.import_(file.name)
 
 
 @dataclass(slots=True)

@@ -128,6 +128,24 @@ class GeminiSummarizer:
             max_output_tokens=max_tokens * 2 + _ROOM,
             thinking_config=_thinking(self._model),
         )
+        return self._checked(self._asked(transcript(messages, previous=previous), config))
+
+    def reply(self, messages: Sequence[Message]) -> str:
+        """Answer a prompt, as the command `chat` does; system messages are the model's instruction.
+
+        Raises:
+            SummarizerError: As `summarize`.
+        """
+        system = "\n\n".join(m.text for m in messages if m.role in ("system", "developer"))
+        contents = [
+            types.Content(role="model" if m.role == "assistant" else "user", parts=[types.Part(text=m.text)])
+            for m in messages
+            if m.role not in ("system", "developer") and m.text
+        ]
+        config = types.GenerateContentConfig(system_instruction=system or None, thinking_config=_thinking(self._model))
+        return self._checked(self._asked(contents, config)).text
+
+    def _asked(self, contents: Any, config: types.GenerateContentConfig) -> types.GenerateContentResponse:
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(_ATTEMPTS),
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=4),
@@ -136,12 +154,7 @@ class GeminiSummarizer:
         )
         try:
             client = self._connected()
-            answer = retrying(
-                client.models.generate_content,
-                model=self._model,
-                contents=transcript(messages, previous=previous),
-                config=config,
-            )
+            return retrying(client.models.generate_content, model=self._model, contents=contents, config=config)
         except (
             errors.APIError,
             httpx.HTTPError,
@@ -151,7 +164,6 @@ class GeminiSummarizer:
             RuntimeError,  # a client that was closed
         ) as e:
             raise SummarizerError(self._explained(e)) from e
-        return self._checked(answer)
 
     def _connected(self) -> genai.Client:
         with self._lock:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 from .._ids import new_id
 from ..errors import InputError, StorageError, StorageFull
-from ..protocols import MovedEntry, MovedSession, MovedValue
+from ..protocols import Moved, MovedEntry, MovedSession, MovedValue
 from ..types import ExportReport, Scope
 from .parts import Parts
-from .records import FORMAT, MAGIC, line_of, written
+from .records import line_of, sealed
 
 Progress = Callable[[int, int], None]
 """Called now and then with how much is done, and of how much."""
@@ -47,28 +46,21 @@ def export(
         else parts.ledger.count(owner, session_only=False)
     )
     counts: Counter[type] = Counter()
-    digest = hashlib.blake2b(digest_size=32)
+
+    def lines(records: Iterable[Moved]) -> Iterator[bytes]:
+        for number, moved in enumerate(records, 1):
+            yield line_of(moved, counter=parts.counter.name)
+            counts[type(moved)] += not (isinstance(moved, MovedSession) and moved.knowledge)
+            if progress is not None and number % _EVERY == 0:
+                progress(min(counts[MovedEntry], total), total)
+
+    model = None if known is None else {"name": parts.model_id, "dimensions": known[1]}
+    header = {"id": new_id(), "created_at": parts.clock().isoformat(), "counter": parts.counter.name, "model": model}
     partial = target.with_name(f".{target.name}.{new_id()[:8]}.partial")
-    size = lines = 0
     try:
         with partial.open("wb") as out:
-
-            def put(line: bytes) -> None:
-                nonlocal size, lines
-                out.write(line)
-                digest.update(line)
-                size, lines = size + len(line), lines + 1
-
-            header = {"kind": MAGIC, "format": FORMAT, "id": new_id(), "created_at": parts.clock().isoformat()}
-            model = None if known is None else {"name": parts.model_id, "dimensions": known[1]}
-            put(written({**header, "counter": parts.counter.name, "model": model}))
             with closing(parts.ledger.dump(**chosen, model=known and known[0])) as records:  # type: ignore[type-var]
-                for moved in records:
-                    put(line_of(moved, counter=parts.counter.name))
-                    counts[type(moved)] += not (isinstance(moved, MovedSession) and moved.knowledge)
-                    if progress is not None and lines % _EVERY == 0:
-                        progress(min(counts[MovedEntry], total), total)
-            out.write(written({"kind": "end", "lines": lines, "blake2b": digest.hexdigest()}))
+                out.writelines(sealed(header, lines(records)))
             out.flush()
             os.fsync(out.fileno())
             size = out.tell()

@@ -17,6 +17,7 @@ from ..errors import FormatError, InputError
 from ..protocols import Loaded, Moved, MovedEntry, MovedMargin, MovedSession, MovedValue
 from ..types import ImportReport, Scope, microseconds
 from .export import Progress
+from .ingest import weighed
 from .parts import Parts, recorded
 from .records import (
     FORMAT,
@@ -63,7 +64,7 @@ class _Run:
         """*scope*, or what is asked for in its place."""
         tenant = scope.tenant if self.tenant is None else self.tenant
         if self.user_id is None:
-            return replace(scope, tenant=tenant)
+            return scope if tenant == scope.tenant else replace(scope, tenant=tenant)
         return Scope(tenant, self.user_id, None if knowledge else scope.session_id, scope.agent_id)
 
 
@@ -208,10 +209,8 @@ def _moved(line: _Body, run: _Run, header: Header) -> Moved:
             session = session_of(line)
             return replace(session, scope=run.moved_to(session.scope, knowledge=line.knowledge))
         case EntryLine():
-            one = entry_of(line, dimensions=None if header.model is None else header.model.dimensions)
-            entry = one.record.entry
-            entry = replace(entry, scope=run.moved_to(entry.scope, knowledge=line.knowledge))
-            return replace(one, record=replace(one.record, entry=entry))
+            scope = run.moved_to(line.scope(line.session_id, line.agent_id), knowledge=line.knowledge)
+            return entry_of(line, scope=scope, dimensions=None if header.model is None else header.model.dimensions)
         case ValueLine():
             value = value_of(line)
             return replace(value, scope=run.moved_to(value.scope, knowledge=True))
@@ -279,14 +278,16 @@ def _ready(parts: Parts, moved: Moved, *, counter: str, hashed: bool) -> Moved:
     if not isinstance(moved, MovedEntry):
         return moved
     entry = moved.record.entry
-    if entry.tokens < 0 or counter != parts.counter.name:
+    tokens = entry.tokens
+    if tokens < 0 or counter != parts.counter.name:
         tokens = parts.counter.count(entry.content) if entry.role is None else parts.count(entry.message)
-        entry = replace(entry, tokens=tokens)
-    entry = replace(entry, key=parts.ledger.key(entry.scope, id=entry.id, knowledge=moved.knowledge))
+    key = parts.ledger.key(entry.scope, id=entry.id, knowledge=moved.knowledge)
+    entry = replace(entry, key=key, tokens=tokens)
     digest = b""
     if hashed and moved.vector is not None and parts.model_id is not None:
         digest = parts.ledger.content_hash(entry.scope, text=entry.content, model_id=parts.model_id)
-    return replace(moved, record=recorded(entry), hash=digest)
+    record = recorded(entry)
+    return replace(moved, record=weighed(record) if entry.importance < 0 else record, hash=digest)
 
 
 __all__ = ["import_"]

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -70,7 +72,7 @@ class SessionLine(_Scoped):
     last_seq: Int
     last_position: Int
     model: str | None = None
-    spent: list[tuple[Int, Int, Int, Int, float]] = []
+    spent: list[tuple[Int, Int, Int, Int, float]] = Field(default_factory=list)
 
 
 class Call(Line):
@@ -102,17 +104,17 @@ class EntryLine(_Scoped):
     name: str | None = None
     content: str
     blocks: list[dict[str, Any]] | None = None
-    tool_calls: list[Call] = []
+    tool_calls: list[Call] = Field(default_factory=list)
     tool_call_id: str | None = None
     payload: dict[str, Any] | None = None
-    metadata: dict[str, Any] = {}
-    tags: list[str] = []
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    tags: list[str] = Field(default_factory=list)
     category: str | None = None
     source: str | None = None
-    importance: float = Field(ge=0, le=1)
+    importance: float | None = Field(default=None, ge=0, le=1)
     provenance: str
     trust: float = Field(default=1.0, ge=0, le=1)
-    sources: list[str] = []
+    sources: list[str] = Field(default_factory=list)
     created_at: datetime
     written_at: datetime
     updated_at: datetime
@@ -138,7 +140,7 @@ class ValueLine(_Scoped):
     updated_at: datetime
     expires_at: datetime | None = None
     ttl: Int | None = Field(default=None, gt=0)
-    texts: list[str] = []
+    texts: list[str] = Field(default_factory=list)
 
 
 class MarginLine(Line):
@@ -172,6 +174,16 @@ def written(record: Mapping[str, Any]) -> bytes:
     """A record as its line; what has its default is left out."""
     kept = {name: value for name, value in record.items() if value is not None and value is not False and value != []}
     return json.dumps(kept, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def sealed(header: Mapping[str, Any], lines: Iterable[bytes]) -> Iterator[bytes]:
+    """A whole file: its first line, *lines*, and the last one, by which a reader sees that it is whole."""
+    digest, count = hashlib.blake2b(digest_size=32), 0
+    for line in chain([written({"kind": MAGIC, "format": FORMAT, **header})], lines):
+        digest.update(line)
+        count += 1
+        yield line
+    yield written({"kind": "end", "lines": count, "blake2b": digest.hexdigest()})
 
 
 def line_of(moved: Moved, *, counter: str) -> bytes:
@@ -297,8 +309,8 @@ def session_of(line: SessionLine) -> MovedSession:
     )
 
 
-def entry_of(line: EntryLine, *, dimensions: int | None) -> MovedEntry:
-    """The record that the ledger takes, without key, terms and hash; its tokens are -1 where they have to be counted.
+def entry_of(line: EntryLine, *, scope: Scope, dimensions: int | None) -> MovedEntry:
+    """The record that the ledger takes, of *scope*, without key, terms and hash; tokens and importance are -1 where they have to be found.
 
     Raises:
         InputError: It can't be an entry: a message without content, a vector of other than *dimensions* numbers.
@@ -308,7 +320,7 @@ def entry_of(line: EntryLine, *, dimensions: int | None) -> MovedEntry:
         key="",
         type=line.type,
         content=line.content,
-        scope=line.scope(line.session_id, line.agent_id),
+        scope=scope,
         seq=line.seq,
         created_at=utc(line.created_at),
         written_at=utc(line.written_at),
@@ -323,7 +335,7 @@ def entry_of(line: EntryLine, *, dimensions: int | None) -> MovedEntry:
         tags=tuple(line.tags),
         category=line.category,
         source=line.source,
-        importance=line.importance,
+        importance=-1.0 if line.importance is None else line.importance,
         provenance=line.provenance,
         trust=line.trust,
         sources=tuple(line.sources),
@@ -335,7 +347,7 @@ def entry_of(line: EntryLine, *, dimensions: int | None) -> MovedEntry:
     )
     if entry.role is not None:
         _ = entry.message  # raises where it can't be one
-    if entry.scope.session_id is None and not (line.knowledge and (entry.scope.user_id or line.value)):
+    if line.session_id is None and not (line.knowledge and (line.user_id or line.value)):
         raise InputError("it has no session_id, and is no knowledge of a user")
     value = None if line.value is None else (tuple(line.value.namespace), line.value.key)
     vector = None if line.vector is None else _vector(line.vector, dimensions=dimensions)
@@ -387,6 +399,7 @@ __all__ = [
     "entry_of",
     "line_of",
     "parsed",
+    "sealed",
     "session_of",
     "value_of",
     "written",

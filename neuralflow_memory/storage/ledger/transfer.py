@@ -225,6 +225,8 @@ class Loading:
     def _is_tainted(self, one: MovedEntry) -> bool:
         """Whether it was made from something that is not here as it was."""
         entry = one.record.entry
+        if not (self._tainted or self.done.tainted):
+            return False
         keys = {self._key_of(entry.scope, i, k) for i in entry.sources for k in (False, True)}
         return not (keys.isdisjoint(self._tainted) and keys.isdisjoint(self.done.tainted))
 
