@@ -407,7 +407,12 @@ class Ledger(Protocol):
     def close(self) -> None: ...
     @property
     def id(self) -> str:
-        """Names this ledger, and copies of it, among others; says nothing about what is in it."""
+        """Names this ledger among others, and copies of its file; says nothing about what is in it."""
+        ...
+
+    @property
+    def lineage(self) -> str:
+        """The same for all ledgers that were made of one by backup and restore."""
         ...
 
     def settled(self) -> None:
@@ -698,8 +703,8 @@ class Ledger(Protocol):
         """Copy all of it into a new file, as of one moment, and check the copy; how many rows each table has."""
         ...
 
-    def prepare(self, copy: Path, *, ledger: str, terms: Callable[[Entry], Record]) -> None:
-        """Bring a copy of the ledger whose id was *ledger*, perhaps of an older version, up to date.
+    def prepare(self, copy: Path, *, lineage: str, terms: Callable[[Entry], Record]) -> None:
+        """Bring a copy of a ledger of *lineage*, perhaps of an older version, up to date.
 
         Raises `BackupError` where it can't be put in the place of this one: it is damaged, newer, or another ledger's, and
         this one is not empty.

@@ -10,6 +10,7 @@ import threading
 from datetime import UTC, datetime
 
 import pytest
+from chroma_server import ChromaServer
 from conftest import SMALL, CountingEmbedder, found, index_keys, live_keys, rows
 from test_export import fill, shown
 
@@ -43,7 +44,7 @@ def stored(folder):
     try:
         names = [n for (n,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
         kept = {n: sorted(db.execute(f"SELECT * FROM {n}"), key=repr) for n in names if n not in ("dirty", "changes")}
-        kept["meta"] = [row for row in kept["meta"] if row[0] != "collection"]
+        kept["meta"] = [row for row in kept["meta"] if row[0] not in ("collection", "id")]
         kept["owners"] = [row[:5] for row in kept["owners"]]
         return kept
     finally:
@@ -309,6 +310,35 @@ def test_a_backup_by_another_model_is_refused_or_embedded_anew(opened, filled, t
         other.flush()
         assert embedder.texts
         assert index_keys(other) == live_keys(other) == live_keys(filled)
+
+
+def test_a_new_folder_of_a_backup_has_an_index_of_its_own(opened, tmp_path):
+    """On a Chroma server as well: each folder keeps its collection, and finds it when it is opened again."""
+    server = ChromaServer(tmp_path / "server").start()
+    url = server.url
+    try:
+        one = opened(chroma={"url": url, "collection": "first"})
+        one.session("s").add(["One.", "Two."])
+        one.flush()
+        one.backup(tmp_path / "one")
+        options = {"embedder": HashingEmbedder(), "chroma": {"url": url, "collection": "second"}}
+        for _ in range(2):
+            with open_memory(tmp_path / "other", **options) as other:
+                other.flush()
+                other.restore(tmp_path / "one")
+                other.session("s").add("Three.")
+                other.flush()
+                assert index_keys(other) == live_keys(other)
+                assert len(index_keys(other)) == 3
+        with open_memory(tmp_path / "other", **options) as other:
+            other.session("s").add("Four.")
+            other.flush()
+            assert index_keys(other) == live_keys(other)
+        assert index_keys(one) == live_keys(one)
+        assert len(index_keys(one)) == 2
+        one.close()
+    finally:
+        server.kill()
 
 
 # -- broken backups

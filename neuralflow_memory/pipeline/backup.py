@@ -46,7 +46,7 @@ class _Manifest(BaseModel):
     format: int
     created_at: datetime
     package: str
-    ledger: str
+    lineage: str
     files: list[_File]
     rows: dict[str, int]
 
@@ -71,7 +71,7 @@ def backup(parts: Parts, path: str | os.PathLike[str], *, progress: Progress | N
                 format=FORMAT,
                 created_at=now,
                 package=version("neuralflow-memory"),
-                ledger=parts.ledger.id,
+                lineage=parts.ledger.lineage,
                 files=[_File(name=_LEDGER, bytes=size, blake2b=digest)],
                 rows=rows,
             )
@@ -104,7 +104,7 @@ def ready(
                 for file in manifest.files:
                     _copied(source / file.name, scratch / file.name, file, progress=progress)
             failpoint("restore.copied")
-            parts.ledger.prepare(scratch / _LEDGER, ledger=manifest.ledger, terms=recorded)
+            parts.ledger.prepare(scratch / _LEDGER, lineage=manifest.lineage, terms=recorded)
 
             def put_in_place(restore_deleted: bool) -> RestoreReport:
                 return _put(parts, scratch, manifest, restore_deleted=restore_deleted)

@@ -56,6 +56,7 @@ def copied(db: sqlite3.Connection, target: Path, *, progress: Callable[[int, int
 def become(
     db: sqlite3.Connection,
     *,
+    own_id: str,
     value_key: Callable[[Scope, Namespace, str], bytes],
     restore_deleted: bool,
     forget_vectors: bool,
@@ -80,7 +81,7 @@ def become(
             db.execute(f"DELETE FROM main.{name}")
     count = _delete(db, gone, value_key, now=now)
     # The index is filled anew; and with a gap in their numbers, the changes say that anything may have changed.
-    db.execute("INSERT OR REPLACE INTO main.meta VALUES ('collection', ?)", (TO_BE_MADE_ANEW,))
+    db.executemany("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", [("id", own_id), ("collection", TO_BE_MADE_ANEW)])
     db.execute("INSERT OR REPLACE INTO main.dirty (no, key, version) SELECT no, key, version FROM main.entries")
     db.execute("INSERT INTO main.changes (id, no, session, origin) VALUES (?, 0, NULL, 0)", (newest + 2,))
     entries = db.execute("SELECT count(*) FROM main.entries").fetchone()[0]

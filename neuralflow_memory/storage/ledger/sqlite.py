@@ -77,7 +77,14 @@ class SqliteLedger:
 
     @property
     def id(self) -> str:
-        """Names this ledger, and copies of it, among others; says nothing about what is in it."""
+        """Names this ledger among others, and copies of its file; says nothing about what is in it."""
+        with self._db.read() as db:
+            row = db.execute("SELECT value FROM meta WHERE name = 'id'").fetchone()
+        return self.lineage if row is None else str(row[0])
+
+    @property
+    def lineage(self) -> str:
+        """The same for all ledgers that were made of one by backup and restore: keys of theirs are the same, too."""
         return hashlib.blake2b(b"ledger", digest_size=16, key=self._secret).hexdigest()
 
     @property
@@ -592,10 +599,10 @@ class SqliteLedger:
         with self._db.read() as db:
             return backup.copied(db, target, progress=progress)
 
-    def prepare(self, copy: Path, *, ledger: str, terms: Callable[[Entry], Record]) -> None:
-        """Bring a copy of the ledger whose id was *ledger*, perhaps of an older version, up to date."""
+    def prepare(self, copy: Path, *, lineage: str, terms: Callable[[Entry], Record]) -> None:
+        """Bring a copy of a ledger of *lineage*, perhaps of an older version, up to date."""
         empty = self.totals(parked_at=0)["owners"] == 0
-        if ledger != self.id and not empty:
+        if lineage != self.lineage and not empty:
             raise BackupError(
                 f"the backup is of another memory than {self._db.path.parent}, and would replace it; restore it into a new folder, "
                 "or bring what is in it here by export and import",
@@ -609,7 +616,7 @@ class SqliteLedger:
             raise BackupError(f"the backup can't be read: {error}", path=str(copy.parent)) from error
         try:
             sound = saved.verify()
-            if sound != "ok" or saved.id != ledger:
+            if sound != "ok" or saved.lineage != lineage:
                 raise BackupError(f"the backup is damaged ({sound}); take another one", path=str(copy.parent))
             if lexical is not None:
                 saved.retokenize(lexical[0], terms)
@@ -626,12 +633,14 @@ class SqliteLedger:
 
     def become(self, copy: Path, *, restore_deleted: bool, forget_vectors: bool, now: int) -> Became:
         """Become what was copied, all or nothing; but what was deleted since stays so, unless *restore_deleted*."""
+        own_id = self.id
         with self._db.lock, self._db.attached(copy, "saved") as db:
             secret = db.execute("SELECT value FROM saved.meta WHERE name = 'secret'").fetchone()[0]
             before, self._secret = self._secret, secret
             try:
                 done = backup.become(
                     db,
+                    own_id=own_id,
                     value_key=self._value_key,
                     restore_deleted=restore_deleted,
                     forget_vectors=forget_vectors,
