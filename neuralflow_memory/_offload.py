@@ -93,12 +93,15 @@ class _Owner(Protocol):
 S = TypeVar("S", bound=_Owner)
 
 
-def offload(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """Return the async twin of *method*: the same call, run on the workers of its owner."""
+def offload(
+    method: Callable[Concatenate[S, P], T], *, workers: str = "_workers"
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """Return the async twin of *method*: the same call, run on the *workers* of its owner."""
 
     @functools.wraps(method)
     async def twin(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._workers.run(functools.partial(method, self, *args, **kwargs))
+        chosen: Workers = getattr(self, workers)
+        return await chosen.run(functools.partial(method, self, *args, **kwargs))
 
     twin.__name__ = f"a{method.__name__}"
     twin.__qualname__ = f"{method.__qualname__.rpartition('.')[0]}.{twin.__name__}"

@@ -285,22 +285,11 @@ class Memory:
     acount_tokens = offload(count_tokens)
     astats = offload(stats)
     areindex = offload(reindex)
-
-    async def aexport(self, file: str | os.PathLike[str], **options: Any) -> ExportReport:
-        """Async twin of `export`."""
-        return await self._patient_workers.run(lambda: self.export(file, **options))
-
-    async def aimport_(self, file: str | os.PathLike[str], **options: Any) -> ImportReport:
-        """Async twin of `import_`."""
-        return await self._patient_workers.run(lambda: self.import_(file, **options))
-
-    async def abackup(self, path: str | os.PathLike[str], **options: Any) -> BackupReport:
-        """Async twin of `backup`."""
-        return await self._patient_workers.run(lambda: self.backup(path, **options))
-
-    async def arestore(self, path: str | os.PathLike[str], **options: Any) -> RestoreReport:
-        """Async twin of `restore`."""
-        return await self._patient_workers.run(lambda: self.restore(path, **options))
+    # They may last, and must not hold a storage worker.
+    aexport = offload(export, workers="_patient_workers")
+    aimport_ = offload(import_, workers="_patient_workers")
+    abackup = offload(backup, workers="_patient_workers")
+    arestore = offload(restore, workers="_patient_workers")
 
     async def aflush(self) -> None:
         """Async twin of `flush`."""
