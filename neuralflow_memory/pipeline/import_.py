@@ -17,7 +17,7 @@ from ..errors import FormatError, InputError
 from ..protocols import Loaded, Moved, MovedEntry, MovedMargin, MovedSession, MovedValue
 from ..types import ImportReport, Scope, microseconds
 from .export import Progress
-from .ingest import weighed
+from .ingest import worth
 from .parts import Parts, recorded
 from .records import (
     FORMAT,
@@ -286,8 +286,9 @@ def _ready(parts: Parts, moved: Moved, *, counter: str, hashed: bool) -> Moved:
     digest = b""
     if hashed and moved.vector is not None and parts.model_id is not None:
         digest = parts.ledger.content_hash(entry.scope, text=entry.content, model_id=parts.model_id)
-    record = recorded(entry)
-    return replace(moved, record=weighed(record) if entry.importance < 0 else record, hash=digest)
+    if entry.importance < 0:
+        entry = replace(entry, importance=worth(entry.content, role=entry.role, name=entry.name))
+    return replace(moved, record=recorded(entry), hash=digest)
 
 
 __all__ = ["import_"]
