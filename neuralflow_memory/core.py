@@ -17,6 +17,7 @@ from .errors import ForkedError, IndexingError, StorageError
 from .pipeline.backup import ready
 from .pipeline.compact import compact
 from .pipeline.export import Progress
+from .pipeline.extract import MOST_ATTEMPTS, extract
 from .pipeline.index import BATCH, PARKED, index_batch
 from .pipeline.parts import Parts
 from .pipeline.states import cleanup
@@ -132,6 +133,9 @@ class Core:
             self._threads.append(threading.Thread(target=self._load_reranker, name="neuralflow-loader", daemon=True))
         for thread in self._threads:
             thread.start()
+        if parts.extractor is not None:
+            for scope in parts.ledger.to_extract(attempts=MOST_ATTEMPTS):
+                self._fold_later(scope)
         # weakref's own exit hook must be older than ours, or what torch registers while it is imported in close() never runs.
         weakref.finalize(self, int).atexit = False
         atexit.register(self.close)
@@ -354,6 +358,8 @@ class Core:
                 try:
                     if not self.parts.closing:
                         compact(self.parts, scope)
+                    if not self.parts.closing and self.parts.extractor is not None:
+                        extract(self.parts, scope)
                 except Exception as error:  # the turns stay in the window; the next add tries again
                     self._note("folding", error)
                 with self._guard:

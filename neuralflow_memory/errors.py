@@ -26,6 +26,7 @@ NeuralFlowError
 ├── ModelMismatch        (ValueError)       the folder was indexed with another embedding model
 ├── EmbeddingError       (RuntimeError)     the embedder failed
 ├── SummarizerError      (RuntimeError)     the summarizer failed
+├── ExtractionError      (RuntimeError)     the extractor failed
 ├── ForkedError          (RuntimeError)     a memory opened before a fork was used in the child
 └── ClosedError          (RuntimeError)     the memory was closed
 
@@ -199,6 +200,17 @@ class EmbeddingError(NeuralFlowError, RuntimeError):
 
 class SummarizerError(NeuralFlowError, RuntimeError):
     """The summarizer failed or returned nothing usable.
+
+    Attributes, what it took all the same: `input_tokens`, `output_tokens`, `cost` (US dollars).
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
+
+
+class ExtractionError(NeuralFlowError, RuntimeError):
+    """The extractor failed or returned nothing usable; that it found nothing is no error.
 
     Attributes, what it took all the same: `input_tokens`, `output_tokens`, `cost` (US dollars).
     """

@@ -135,6 +135,7 @@ class Memory:
         found["tokenizer"] = parts.counter.name
         found["exact_tokens"] = parts.counter.exact
         found["summarizer"] = parts.summarizer.name
+        found["extractor"] = None if parts.extractor is None else parts.extractor.name
         for name in (
             "added",
             "failed_writes",
@@ -142,6 +143,9 @@ class Memory:
             "folds",
             "summarizer_calls",
             "summarizer_fallbacks",
+            "extractor_calls",
+            "extractor_failures",
+            "extracted",
             "search_without_vectors",
             "search_without_reranker",
             "facts_kept",

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from .types import TYPE_NUMBER, Entry, Life, MemoryType, Message, Scope, SessionInfo, Summary, microseconds
+from .types import TYPE_NUMBER, Entry, Extraction, Life, MemoryType, Message, Scope, SessionInfo, Summary, microseconds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,6 +80,20 @@ class Summarizer(Protocol):
         ...
 
 
+@runtime_checkable
+class Extractor(Protocol):
+    """Finds knowledge in a conversation that is worth keeping beyond it."""
+
+    name: str
+
+    def extract(self, messages: Sequence[Message]) -> Extraction:
+        """Return what *messages* say that is worth knowing later; no facts if there is nothing.
+
+        Raises `ExtractionError` rather than return nothing because it failed. Called in the background, off the storage workers.
+        """
+        ...
+
+
 class Floor(Protocol):
     """The summarizer that needs no model, never fails, and never exceeds *max_tokens*."""
 
@@ -128,6 +142,8 @@ class Record:
             entry.scope.agent_id,
             microseconds(entry.created_at),
             None if entry.expires_at is None else microseconds(entry.expires_at),
+            None if entry.valid_from is None else microseconds(entry.valid_from),
+            None if entry.valid_to is None else microseconds(entry.valid_to),
             entry.importance,
             self.words,
             self.traits,
@@ -136,9 +152,25 @@ class Record:
         )
 
 
-Feature = tuple[int, int, int, int, str | None, str | None, int, int | None, float, int, int, str | None, bytes]
-"""Number, session, seq, type, speaker, agent, created_at, expires_at (microseconds), importance, words, traits, called,
-terms."""
+Feature = tuple[
+    int,
+    int,
+    int,
+    int,
+    str | None,
+    str | None,
+    int,
+    int | None,
+    int | None,
+    int | None,
+    float,
+    int,
+    int,
+    str | None,
+    bytes,
+]
+"""Number, session, seq, type, speaker, agent, created_at, expires_at, valid_from, valid_to (microseconds), importance, words,
+traits, called, terms."""
 
 OnConflict = Literal["raise", "replace", "ignore"]
 
@@ -170,6 +202,8 @@ class StoredWindow:
     _: KW_ONLY
     unsummed: bool = False
     """There are segments and no summary of them: it was made from something that has changed, and is to be made anew."""
+    episodes: bool = False
+    """Episodes were made of its turns, as far as this was looked for: not where there is a summary."""
     model: str | None = None
     """The model that the session's prompts went to, as the host reported it."""
 
@@ -477,11 +511,52 @@ class Ledger(Protocol):
         """
         ...
 
-    def change(self, scope: Scope, record: Record) -> tuple[Record, int]:
-        """Write a new version of an entry; it, and the number of its session.
+    def revise(
+        self,
+        scope: Scope,
+        *,
+        changed: Sequence[Record] = (),
+        added: Sequence[Record] = (),
+        read: Sequence[Entry] = (),
+        knowledge: bool = True,
+        extracted: Entry | None = None,
+        made_from: Sequence[tuple[str, int]] = (),
+    ) -> list[tuple[Record, int]]:
+        """Write new versions of *changed* and then *added*, all or none; each with the number of its session.
 
-        Raises `ConflictError` when the entry has changed since it was read, `NotFound` when it is gone.
+        *added* is knowledge, or was made from the session's turns (*knowledge* is False). *read*: what all this was made from.
+        *extracted*: the segment whose turns were looked through for it. *made_from*: ids of knowledge with numbers of turns that
+        say it, which it goes with when the last of them does, unless it was told as well.
+        Raises `ConflictError` when one of *changed* or *read* is not as it was read, or somebody else has added the same
+        knowledge; `NotFound` when one is gone.
         """
+        ...
+
+    def known(self, scope: Scope, texts: Sequence[str]) -> dict[str, Entry]:
+        """The owner's knowledge (of the scope's agent) that says one of *texts*, word for word, and was not superseded."""
+        ...
+
+    def buried(self, scope: Scope, ids: Sequence[str]) -> dict[str, int]:
+        """When the owner's knowledge with these ids was deleted, by id; what was not is left out."""
+        ...
+
+    def unextracted(self, scope: Scope, *, attempts: int | None) -> list[Entry]:
+        """The session's segments whose turns were not looked through for knowledge yet, oldest first.
+
+        Without those for which that failed so often.
+        """
+        ...
+
+    def to_extract(self, *, attempts: int) -> list[Scope]:
+        """The sessions that have such segments."""
+        ...
+
+    def extraction_failed(self, segment: Entry) -> None:
+        """Count a failure to look through the turns of a segment."""
+        ...
+
+    def history(self, scope: Scope, number: int) -> list[Entry]:
+        """What the owner's entry with this number was and is, oldest version first; empty when it is gone."""
         ...
 
     def drop(self, scope: Scope, doomed: Sequence[Entry], *, now: int, cleared: StateRecord | None = None) -> int:
@@ -884,6 +959,7 @@ __all__ = [
     "Dirty",
     "Embedder",
     "EntryStore",
+    "Extractor",
     "Feature",
     "Floor",
     "Ledger",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._offload import Workers, offload
-from .pipeline import assemble, compact, edit, ingest, search, snapshots, states
+from .pipeline import assemble, compact, edit, episodes, extract, ingest, search, snapshots, states, versions
+from .pipeline import consolidate as consolidation
 from .pipeline.ingest import Messages
 from .pipeline.parts import Parts
 from .pipeline.search import Conditions, Within
@@ -17,7 +18,7 @@ from .rules.states import StateRules
 from .state import State
 from .task import Task
 from .thread import Thread
-from .types import CompactionReport, Context, Entry, Hit, MemoryType, Message, Scope
+from .types import CompactionReport, Context, Entry, Hit, MemoryType, Merged, Message, Scope
 
 if TYPE_CHECKING:
     from .memory import Memory
@@ -102,6 +103,24 @@ class Session:
             return states.add(self._parts, self._ref, messages, state or {}, on_conflict=on_conflict, expect=expect)
         return ingest.add(self._parts, self.scope, messages, principal=self.principal, on_conflict=on_conflict)
 
+    def add_many(
+        self,
+        messages: Iterable[str | Message],
+        *,
+        on_conflict: OnConflict = "raise",
+        progress: Callable[[int], object] | None = None,
+    ) -> list[str]:
+        """Write many messages down, 500 in a transaction: a whole history, read as it is needed.
+
+        Give them ids, and repeating it after an interruption writes none twice.
+
+        Args:
+            messages: As for `add`.
+            on_conflict: As for `add`; what was written before an error stays.
+            progress: Called after each transaction with the number of messages in it, e.g. `tqdm(total=...).update`.
+        """
+        return ingest.in_batches(messages, lambda batch: self.add(batch, on_conflict=on_conflict), progress=progress)
+
     def messages(self, *, view: Literal["all", "window"] = "all", last: int | None = None) -> list[Message]:
         """The turns in order: everything ever said ("all"), or what is kept verbatim for the prompt ("window")."""
         return edit.transcript(self._parts, self.scope, principal=self.principal, view=view, last=last)
@@ -126,10 +145,17 @@ class Session:
         importance: float | None = None,
         tags: Sequence[str] = (),
         category: str | None = None,
+        source: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        created_at: datetime | None = None,
         expires_at: datetime | None = None,
+        valid_from: datetime | None = None,
+        supersedes: str | Iterable[str] = (),
     ) -> str:
         """Keep a piece of knowledge. It belongs to the user (or to this session where none is known); `clear` keeps it.
+
+        LONG_TERM knowledge that is known already, word for word, is not kept twice: what is known is strengthened (the
+        greater importance, the tags and metadata of both), and its id is returned.
 
         Args:
             text: What to remember.
@@ -137,23 +163,58 @@ class Session:
             importance: 0..1; without one, what its text is worth, and 0.5 at least.
             tags: Labels to filter by.
             category: A path such as "travel/visa"; filters match it by prefix.
+            source: Where it is from.
             metadata: JSON values to filter by.
+            created_at: When it was said, if that was not now.
             expires_at: When search stops finding it.
+            valid_from: Since when it holds, if that is not since *created_at*.
+            supersedes: Ids of knowledge that it stands for from then on: kept, with `valid_to` and `superseded_by`, and no
+                hit of a search for what holds now.
 
         Returns:
             Its id.
+
+        Raises:
+            NotFound: There is no such knowledge to supersede.
+            ConflictError: Something else has superseded it.
         """
-        return ingest.remember(
-            self._parts,
-            self.scope,
-            text,
-            principal=self.principal,
-            type=type,
-            importance=importance,
-            tags=tags,
-            category=category,
-            metadata=metadata,
-            expires_at=expires_at,
+        item = {
+            "text": text,
+            "type": type,
+            "importance": importance,
+            "tags": tags,
+            "category": category,
+            "source": source,
+            "metadata": metadata,
+            "created_at": created_at,
+            "expires_at": expires_at,
+            "valid_from": valid_from,
+            "supersedes": supersedes,
+        }
+        return ingest.remember(self._parts, self.scope, [item], principal=self.principal)[0]
+
+    def remember_many(
+        self,
+        /,
+        items: Iterable[str | Mapping[str, Any]],
+        *,
+        progress: Callable[[int], object] | None = None,
+        **fields: Any,
+    ) -> list[str]:
+        """Keep many pieces of knowledge, 500 in a transaction; repeating it after an interruption keeps nothing twice.
+
+        Args:
+            items: Texts, or mappings of the arguments of `remember` with their "text". Any iterable: it is read as needed.
+            progress: Called after each transaction with the number of items in it, e.g. `tqdm(total=...).update`.
+            fields: Arguments of `remember` for those items that have none of their own.
+
+        Returns:
+            Their ids, in order.
+        """
+        return ingest.in_batches(
+            ingest.as_items(items, fields),
+            lambda batch: ingest.remember(self._parts, self.scope, batch, principal=self.principal),
+            progress=progress,
         )
 
     def search(
@@ -166,6 +227,7 @@ class Session:
         since: datetime | str | None = None,
         until: datetime | str | None = None,
         within: Within | None = None,
+        as_of: datetime | str | None = None,
     ) -> list[Hit]:
         """Find entries by meaning and by words, best first.
 
@@ -177,12 +239,14 @@ class Session:
             since: Only what was said at or after this time.
             until: Only what was said at or before this time.
             within: "user" (the default where a user is known), "session", or "agent" (what this agent wrote).
+            as_of: Only what had been said, and held, at this time; None: what holds now, so that nothing superseded is a
+                hit; "ever": that, too.
 
         Raises:
             QueryError: The query is empty or too long, or an option is wrong.
             FilterError: The filter is wrong.
         """
-        conditions = Conditions(types, filter, since, until, within)
+        conditions = Conditions(types, filter, since, until, within, as_of)
         return search.search(self._parts, self.scope, query, principal=self.principal, k=k, conditions=conditions)
 
     def context(
@@ -229,7 +293,31 @@ class Session:
 
         This happens by itself in the background; the folded turns stay in `messages(view="all")` and in search.
         """
-        return compact.compact(self._parts, self.scope, principal=self.principal, max_tokens=max_tokens)
+        report = compact.compact(self._parts, self.scope, principal=self.principal, max_tokens=max_tokens)
+        if report.folded and self._parts.extractor is not None:
+            self._parts.full(self.scope)  # what was folded is looked through in the background
+        return report
+
+    def episodes(self, *, by: Literal["hour", "day", "session"] = "day") -> list[Entry]:
+        """What was said in each hour, on each day (UTC), or in all of the session, as EPISODIC entries, in order.
+
+        Each names its turns in `sources` and is written by the summarizer, in a transaction of its own. What has not changed
+        since the last call is not written again, but for what a model was to write and could not. When a turn is changed or
+        deleted, its episodes go, and the next call makes them anew. This may wait for a model.
+        """
+        return episodes.episodes(self._parts, self.scope, by=by, principal=self.principal)
+
+    def extract(self) -> list[Entry]:
+        """Look through the folded turns for knowledge now, those that were not looked through yet; what was written.
+
+        With `extractor=` this happens by itself in the background, after each fold. It is within `gemini.spend_cap`; turns for
+        which it has failed five times wait for this call. This waits for the model.
+
+        Raises:
+            ConfigError: The memory was opened without an extractor.
+            ExtractionError: It failed for some of the turns; what it found in others is kept.
+        """
+        return extract.extract(self._parts, self.scope, principal=self.principal, attempts=None)
 
     def summary(self) -> str:
         """The running summary of what was folded, with what is pinned beside it; empty while nothing was."""
@@ -306,10 +394,12 @@ class Session:
     aadd = offload(add)
     asnapshot = offload(snapshot)
     arestore = offload(restore)
+    aadd_many = offload(add_many)
     amessages = offload(messages)
     aclear = offload(clear)
     areplace = offload(replace)
     aremember = offload(remember)
+    aremember_many = offload(remember_many)
     asearch = offload(search)
     acontext = offload(context)
     asummary = offload(summary)
@@ -322,6 +412,14 @@ class Session:
         """Async twin of `compact`."""
         # It may wait long for a model, and must not hold a storage worker.
         return await self.memory._patient_workers.run(lambda: self.compact(max_tokens=max_tokens))
+
+    async def aepisodes(self, *, by: Literal["hour", "day", "session"] = "day") -> list[Entry]:
+        """Async twin of `episodes`."""
+        return await self.memory._patient_workers.run(lambda: self.episodes(by=by))
+
+    async def aextract(self) -> list[Entry]:
+        """Async twin of `extract`."""
+        return await self.memory._patient_workers.run(self.extract)
 
 
 class Entries:
@@ -343,8 +441,12 @@ class Entries:
         limit: int | None = None,
         after: str | None = None,
         within: Literal["user", "session"] = "user",
+        as_of: datetime | str | None = None,
     ) -> builtins.list[Entry]:
-        """Entries in the order they were written. *after*: the id or key of the last one of the page before."""
+        """Entries in the order they were written. *after*: the id or key of the last one of the page before.
+
+        *as_of*: only what had been said, and held, at this time; without it, what was superseded is listed, too.
+        """
         s = self._session
         return edit.listing(
             s._parts,
@@ -356,6 +458,7 @@ class Entries:
             since=since,
             after=after,
             within=within,
+            as_of=as_of,
         )
 
     def get(self, id: str) -> Entry:
@@ -364,9 +467,43 @@ class Entries:
         return edit.get(s._parts, s.scope, id, principal=s.principal)
 
     def update(self, id: str, /, **changes: Any) -> Entry:
-        """Change `content`, `metadata`, `tags`, `category`, `source`, `importance` or `expires_at`; the new version."""
+        """Change `content`, `metadata`, `tags`, `category`, `source`, `importance`, `expires_at`, `valid_from` or `valid_to`.
+
+        Returns the new version. With `valid_to=None` an entry holds again, whatever superseded it.
+        """
         s = self._session
         return edit.update(s._parts, s.scope, id, changes, principal=s.principal)
+
+    def history(self, id: str) -> builtins.list[Entry]:
+        """Every version of an entry that is kept, oldest first, the last as it is now; by id or key.
+
+        Of turns and knowledge the last 100 versions are kept, until the entry is deleted.
+        """
+        s = self._session
+        return versions.history(s._parts, s.scope, id, principal=s.principal)
+
+    def restore(self, id: str, version: int) -> Entry:
+        """Make an entry what it was at *version*; the new version that this writes. If nothing superseded it then, it holds."""
+        s = self._session
+        return versions.restore(s._parts, s.scope, id, version, principal=s.principal)
+
+    def similar(self, text: str | None = None, *, id: str | None = None, k: int = 5) -> builtins.list[Hit]:
+        """The knowledge that is most alike to a text, or to the entry *id*, best first: what it may supersede.
+
+        Only what holds. `score` is how alike two texts are by their vectors and words; of the signals, "cosine" and "words"
+        are its parts, and "agree" is 1 if they say the same, 0 if other words, numbers, negations or names tell them apart.
+        """
+        s = self._session
+        return consolidation.similar(s._parts, s.scope, text, id=id, k=k, principal=s.principal)
+
+    def consolidate(self, *, dry_run: bool = False) -> builtins.list[Merged]:
+        """Merge the user's knowledge that says the same, or say what would be merged.
+
+        Nothing is deleted: what was merged is superseded by what is kept, which has the tags, sources and metadata of all.
+        `restore` takes it out again, for good; with what is kept, it is deleted.
+        """
+        s = self._session
+        return consolidation.consolidate(s._parts, s.scope, dry_run=dry_run, principal=s.principal)
 
     def delete(
         self,
@@ -387,6 +524,10 @@ class Entries:
     alist = offload(list)
     aget = offload(get)
     aupdate = offload(update)
+    ahistory = offload(history)
+    arestore = offload(restore)
+    asimilar = offload(similar)
+    aconsolidate = offload(consolidate)
     adelete = offload(delete)
     acount = offload(count)
 

@@ -15,20 +15,20 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .config import Embedding, Settings
+from .config import Embedding, Gemini, Settings
 from .core import Core
 from .errors import ConfigError, FolderError, ForkedError, MissingDependency, ModelMismatch, StorageError, brief
 from .memory import Memory
 from .models.cross_encoder import as_reranker
 from .models.extractive import ExtractiveSummarizer
-from .models.prompted import as_summarizer
+from .models.prompted import as_extractor, as_summarizer
 from .models.tokens import token_counter
 from .pipeline.backup import SCRATCH
 from .pipeline.parts import Parts, recorded
 from .pipeline.resident import Residents
-from .protocols import AccessPolicy, Clock, Embedder, EntryStore, Ledger, Summarizer, TokenCounter
+from .protocols import AccessPolicy, Clock, Embedder, EntryStore, Extractor, Ledger, Summarizer, TokenCounter
 from .rules.lexical import VERSION as LEXICAL_VERSION
 from .rules.states import StateRules, as_rules
 from .rules.traits import VERSION as TRAITS_VERSION
@@ -37,10 +37,13 @@ from .sources import IN_MEMORY, laid_over, read_settings
 from .storage.ledger.sqlite import SqliteLedger
 from .storage.lock import FolderLocks
 
+if TYPE_CHECKING:
+    from .models.gemini import GeminiSummarizer
+
 LEDGER_FILE = "ledger.sqlite3"
 CHROMA_FOLDER = "chroma"
 _OURS = frozenset({LEDGER_FILE, LEDGER_FILE + "-wal", LEDGER_FILE + "-shm", CHROMA_FOLDER, "lock", "open"})
-_PARTS = ("embedder", "reranker", "summarizer", "token_counter", "policy", "clock", "state_rules")
+_PARTS = ("embedder", "reranker", "summarizer", "extractor", "token_counter", "policy", "clock", "state_rules")
 
 
 @dataclass(slots=True)
@@ -66,6 +69,7 @@ def open_memory(
     embedder: Embedder | Embedding | Mapping[str, Any] | str | None = None,
     reranker: Any = None,
     summarizer: Any = None,
+    extractor: Any = None,
     token_counter: TokenCounter | None = None,
     policy: AccessPolicy | None = None,
     clock: Clock | None = None,
@@ -84,6 +88,8 @@ def open_memory(
         summarizer: Writes the running summaries: a `Summarizer`, a LangChain or LlamaIndex model, or a function from prompt
             to text; "gemini", also for the project that `aiplatform.init` was given; "extractive" for picked sentences. By
             default Gemini where it is configured, else sentences are picked.
+        extractor: Finds knowledge in the turns that were folded, in the background: an `Extractor`, a LangChain or LlamaIndex
+            model, a function from prompt to text, or "gemini". By default none.
         token_counter: Counts tokens; by default tiktoken with the encoding that `tokenizer` names.
         policy: Says who may do what; by default everyone their own.
         clock: Returns the current time, aware.
@@ -104,6 +110,7 @@ def open_memory(
     parts: dict[str, Any] = {
         "reranker": reranker,
         "summarizer": summarizer,
+        "extractor": extractor,
         "token_counter": token_counter,
         "policy": policy,
         "clock": clock,
@@ -164,6 +171,8 @@ def _check_parts(parts: Mapping[str, Any]) -> None:
     if summarizer is not None and summarizer not in ("gemini", "extractive"):
         as_summarizer(summarizer)
     as_rules(parts.get("state_rules"))
+    if parts.get("extractor") not in (None, "gemini"):
+        as_extractor(parts["extractor"])
     clock = parts.get("clock")
     if clock is not None:
         now = clock() if callable(clock) else None
@@ -265,12 +274,14 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
         floor = ExtractiveSummarizer(counter)
         clock = given["clock"] or _utc_now
         summarizer = _summarizer(given["summarizer"], settings)
-        if settings.gemini.spend_cap is not None and not getattr(summarizer, "priced", True):
-            raise ConfigError(
-                f"gemini.spend_cap can't be kept, because what {summarizer and summarizer.name} costs is not known: for Gemini "
-                "set gemini.input_price and gemini.output_price, in US dollars per million tokens; for another model pass "
-                "a summarizer whose answers are a Summary with their cost, or leave the cap out"
-            )
+        extractor = _extractor(given.get("extractor"), settings)
+        for model in (summarizer, extractor):
+            if settings.gemini.spend_cap is not None and not getattr(model, "priced", True):
+                raise ConfigError(
+                    f"gemini.spend_cap can't be kept, because what {model and model.name} costs is not known: for Gemini "
+                    "set gemini.input_price and gemini.output_price, in US dollars per million tokens; for another model pass "
+                    "one whose answers are a Summary, or an Extraction, with their cost, or leave the cap out"
+                )
         parts = Parts(
             settings=settings,
             ledger=ledger,
@@ -283,6 +294,7 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
             policy=given["policy"] or AllowOwn(),
             clock=clock,
             residents=Residents(ledger, max_bytes=settings.ram_mb * 1024 * 1024, clock=clock, model_id=model_id),
+            extractor=extractor,
             reranker=None if given["reranker"] is None else as_reranker(given["reranker"]),
             state_rules=as_rules(given.get("state_rules")),
         )
@@ -380,6 +392,16 @@ def _summarizer(given: Any, settings: Settings) -> Summarizer | None:
         return None
     if given is not None and given != "gemini":
         return as_summarizer(given)
+    return _gemini(options)
+
+
+def _extractor(given: Any, settings: Settings) -> Extractor | None:
+    if given is None:
+        return None
+    return _gemini(settings.gemini) if given == "gemini" else as_extractor(given)
+
+
+def _gemini(options: Gemini) -> GeminiSummarizer:
     from .models.gemini import GeminiSummarizer
 
     key = options.api_key.get_secret_value() if options.api_key is not None and options.project is None else None

@@ -186,6 +186,9 @@ class Entry:
         provenance: Where it came from: "said" (a turn), "told" (`remember`), "derived" (made from other entries).
         trust: 0..1, inherited from the sources of a derived entry.
         sources: Ids of the entries it was derived from.
+        valid_from: Since when it holds, where that was said; otherwise since `created_at`. `valid_to`: until when, None while
+            it does.
+        supersedes: Ids of the knowledge that it stands for. `superseded_by`: the id of what stands for it.
         tokens: Its message's size by the configured counter.
     """
 
@@ -221,6 +224,14 @@ class Entry:
     """The ledger's own number of the entry, unique in its folder."""
     pinned: bool = False
     """Stays in the window, whatever is folded."""
+    valid_from: datetime | None = None
+    valid_to: datetime | None = None
+    supersedes: tuple[str, ...] = ()
+    superseded_by: str | None = None
+
+    def held(self, when: datetime) -> bool:
+        """Whether it held, or had been said, at that time."""
+        return (self.valid_from or self.created_at) <= when and (self.valid_to is None or when < self.valid_to)
 
     @property
     def message(self) -> Message:
@@ -335,6 +346,25 @@ class Summary:
     """What a summarizer wrote, and what it took: tokens as the service counts them, thoughts as output; US dollars."""
 
     text: str
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A fact that an extractor found: its text, the ids of the messages that say it (none: all of them), a category."""
+
+    text: str
+    sources: tuple[str, ...] = ()
+    category: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """What an extractor found, which may be nothing, and what it took, as in `Summary`."""
+
+    facts: tuple[Finding, ...] = ()
     input_tokens: int = 0
     output_tokens: int = 0
     cost: float = 0.0
@@ -474,6 +504,21 @@ class RestoreReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Merged:
+    """Knowledge that was merged, or is to be: the ids of what is kept and of what went into it.
+
+    Attributes:
+        score: How alike they are, 0..1; of several, the least.
+        reason: Why they say the same.
+    """
+
+    kept: str
+    merged: tuple[str, ...]
+    score: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class SessionInfo:
     """A session as `Memory.sessions` lists it.
 
@@ -501,10 +546,13 @@ __all__ = [
     "Context",
     "Entry",
     "ExportReport",
+    "Extraction",
+    "Finding",
     "Hit",
     "ImportReport",
     "Life",
     "MemoryType",
+    "Merged",
     "Message",
     "RestoreReport",
     "Role",

@@ -130,7 +130,7 @@ def test_told_knowledge_is_weighed_unless_its_importance_is_given(chat):
     fact = "Ada must not eat nuts, and has an injector from Dr. Berg since 2019."
     assert importance(chat, chat.remember("ok")) == UNJUDGED
     assert importance(chat, chat.remember(fact)) == worth(fact, None) > UNJUDGED
-    assert importance(chat, chat.remember(fact, importance=0.0)) == 0
+    assert importance(chat, chat.remember(fact + " Really.", importance=0.0)) == 0
     assert importance(chat, chat.remember("ok", type=MemoryType.EPISODIC, importance=0.95)) == 0.95
 
 
@@ -167,7 +167,7 @@ def test_importance_tells_equal_entries_apart(opened, tmp_path):
         memory = opened(tmp_path / f"{weight}", embedder="none", ranking={"importance": weight})
         chat = memory.session("chat", user_id="ada")
         for value in (0.0, 1.0, 0.4):
-            chat.remember("The boat is in Lisbon.", importance=value)
+            chat.remember("The boat is in Lisbon.", importance=value, type=MemoryType.EPISODIC)  # kept thrice
         hits = chat.search("Where is the boat?")
         if weight:
             assert [h.entry.importance for h in hits] == [1.0, 0.4, 0.0]

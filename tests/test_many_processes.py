@@ -359,7 +359,7 @@ def test_what_another_process_was_faster_with_is_taken_into_account(opened, besi
     chat, theirs = (m.session("chat", user_id="ada") for m in (memory, beside(memory, embedder=None)))
     chat.add(Message("user", "One", id="a"))
     here, there, expected = RACES[race]
-    method = {"update": "change", "replace": "set_window", "begin": "work"}[race]
+    method = {"update": "revise", "replace": "set_window", "begin": "work"}[race]
     real, first = getattr(memory._core.parts.ledger, method), []
 
     def late(*arguments, **options):

@@ -8,9 +8,11 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, MissingDependency, SummarizerError
-from ..types import Message, Summary
+from ..errors import ConfigError, ExtractionError, MissingDependency, SummarizerError
+from ..types import Extraction, Message, Summary
+from . import extraction
 from .prompt import checked, instruction, transcript
+from .prompted import read_findings, usage
 
 try:
     import google.auth.credentials
@@ -44,7 +46,7 @@ _FAMILY = re.compile(r"gemini-[\d.]+-(?:flash-lite|flash|pro)(?=$|-\d|-preview)"
 
 
 class GeminiSummarizer:
-    """Writes the running summary with a Gemini model.
+    """Writes the running summary, and finds knowledge, with a Gemini model.
 
     Constructing it opens no connection; the client is made at the first call and kept.
     """
@@ -123,12 +125,34 @@ class GeminiSummarizer:
             SummarizerError: No answer after three attempts, an answer that is empty or was cut off or blocked (what it
                 cost all the same is in the error's attributes), no credentials, or a model that doesn't exist (any more).
         """
-        config = types.GenerateContentConfig(
-            system_instruction=instruction(self._prompt, max_tokens=max_tokens),
+        return self._answer(
+            instruction(self._prompt, max_tokens=max_tokens),
+            transcript(messages, previous=previous),
             max_output_tokens=max_tokens * 2 + _ROOM,
-            thinking_config=_thinking(self._model),
         )
-        return self._checked(self._asked(transcript(messages, previous=previous), config))
+
+    def extract(self, messages: Sequence[Message]) -> Extraction:
+        """Return the knowledge that *messages* hold, with what it cost.
+
+        Raises:
+            ExtractionError: As `summarize` raises; or an answer that is no array of facts.
+        """
+        try:
+            answer = self._answer(
+                extraction.PROMPT,
+                extraction.material(messages),
+                max_output_tokens=extraction.MOST_TOKENS + _ROOM,
+                response_mime_type="application/json",
+            )
+        except SummarizerError as e:
+            raise ExtractionError(str(e), **usage(e)) from e
+        return read_findings(self.name, answer, messages)
+
+    def _answer(self, system: str, contents: str, **options: Any) -> Summary:
+        config = types.GenerateContentConfig(
+            system_instruction=system, thinking_config=_thinking(self._model), **options
+        )
+        return self._checked(self._asked(contents, config))
 
     def reply(self, messages: Sequence[Message]) -> str:
         """Answer a prompt, as the command `chat` does; system messages are the model's instruction.
@@ -194,7 +218,7 @@ class GeminiSummarizer:
             return Summary(text, **bill)
         blocked = answer.prompt_feedback.block_reason if answer.prompt_feedback else None
         why = blocked or reason
-        what = "a cut-off or refused summary" if text else "no text"
+        what = "a cut-off or refused answer" if text else "no text"
         raise SummarizerError(f"{self.name} returned {what} (reason: {why.value if why else 'none given'})", **bill)
 
     def _bill(self, usage: types.GenerateContentResponseUsageMetadata | None) -> dict[str, Any]:

@@ -62,25 +62,26 @@ def instruction(template: str, *, max_tokens: int) -> str:
 def transcript(messages: Sequence[Message], *, previous: str) -> str:
     """One JSON object per line: quoting keeps a message from posing as another, or as the end of the input."""
     lines: list[dict[str, Any]] = [{"notes": previous}] if previous.strip() else []
-    lines += [_line(message) for message in messages]
-    return "\n".join(json.dumps(line, ensure_ascii=False, default=str) for line in lines)
+    lines += [line(message) for message in messages]
+    return "\n".join(json.dumps(told, ensure_ascii=False, default=str) for told in lines)
 
 
-def _line(message: Message) -> dict[str, Any]:
+def line(message: Message) -> dict[str, Any]:
+    """A message as a model is shown it."""
     if message.role == "system" and message.metadata.get("kind") == "segment":
         return {"notes_of_part": message.text}
-    line: dict[str, Any] = {"role": message.role}
+    told: dict[str, Any] = {"role": message.role}
     if message.name:
-        line["name"] = message.name
+        told["name"] = message.name
     if message.created_at:
-        line["at"] = message.created_at.isoformat(timespec="minutes")
-    line["text"] = message.text
+        told["at"] = message.created_at.isoformat(timespec="minutes")
+    told["text"] = message.text
     if message.tool_calls:
-        line["calls"] = [{"tool": call.name, "args": dict(call.args)} for call in message.tool_calls]
+        told["calls"] = [{"tool": call.name, "args": dict(call.args)} for call in message.tool_calls]
     if not isinstance(message.content, str):
         kinds = [block["type"] for block in message.content if block["type"] != "text"]
-        line |= {"attached": kinds} if kinds else {}
-    return line
+        told |= {"attached": kinds} if kinds else {}
+    return told
 
 
-__all__ = ["PROMPT", "checked", "instruction", "transcript"]
+__all__ = ["PROMPT", "checked", "instruction", "line", "transcript"]

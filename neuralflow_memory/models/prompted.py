@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ..errors import ConfigError, SummarizerError, brief
-from ..protocols import Summarizer
-from ..types import Message, Summary
+from ..errors import ConfigError, ExtractionError, SummarizerError, brief
+from ..protocols import Extractor, Summarizer
+from ..types import Extraction, Message, Summary
+from . import extraction
 from .prompt import checked, instruction, transcript
 
 _UNFINISHED = {"length", "max_tokens", "max_output_tokens", "content_filter", "safety", "refusal"}
@@ -20,7 +21,7 @@ _OUTPUT = ("output_tokens", "completion_tokens")
 
 
 class PromptedSummarizer:
-    """Writes the running summary with any model that takes text.
+    """Writes the running summary, and finds knowledge, with any model that takes text.
 
     That is: a LangChain chat model, LLM or other `Runnable` that takes messages; a LlamaIndex `LLM`; or a function from
     one text to another. Neither library is imported.
@@ -54,21 +55,36 @@ class PromptedSummarizer:
             SummarizerError: Whatever the model raised, or an answer that is no text, empty or cut off (what it took all
                 the same is in the error's attributes).
         """
+        return self._answer(
+            instruction(self._prompt, max_tokens=max_tokens), transcript(messages, previous=previous), what="summary"
+        )
+
+    def extract(self, messages: Sequence[Message]) -> Extraction:
+        """Return the knowledge that *messages* hold, with the tokens that it took.
+
+        Raises:
+            ExtractionError: Whatever the model raised, or an answer that is cut off or no array of facts.
+        """
         try:
-            answer = self._ask(
-                instruction(self._prompt, max_tokens=max_tokens), transcript(messages, previous=previous)
-            )
+            answer = self._answer(extraction.PROMPT, extraction.material(messages), what="answer")
+        except SummarizerError as e:
+            raise ExtractionError(str(e), **usage(e)) from e
+        return read_findings(self._called, answer, messages)
+
+    def _answer(self, system: str, user: str, *, what: str) -> Summary:
+        try:
+            answer = self._ask(system, user)
             if isinstance(answer, Summary):
                 return answer
-            text, reason, usage = _read(answer)
+            text, reason, took = _read(answer)
         except Exception as e:  # a model may raise anything
             raise SummarizerError(f"{self._called} failed: {type(e).__name__}: {e}") from e
         if text is None:
-            raise SummarizerError(f"{self._called} returned no text but {brief(answer)}", **usage)
+            raise SummarizerError(f"{self._called} returned no text but {brief(answer)}", **took)
         if not text.strip() or reason.lower() in _UNFINISHED:
-            what = "a cut-off or refused summary" if text.strip() else "an empty text"
-            raise SummarizerError(f"{self._called} returned {what} (reason: {reason or 'none given'})", **usage)
-        return Summary(text.strip(), **usage)
+            what = f"a cut-off or refused {what}" if text.strip() else "an empty text"
+            raise SummarizerError(f"{self._called} returned {what} (reason: {reason or 'none given'})", **took)
+        return Summary(text.strip(), **took)
 
 
 def as_summarizer(thing: Any) -> Summarizer:
@@ -81,6 +97,44 @@ def as_summarizer(thing: Any) -> Summarizer:
         named = isinstance(getattr(thing, "name", None), str) and thing.name
         return cast("Summarizer", thing) if named else _Named(_called(thing), thing.summarize)
     return PromptedSummarizer(thing)
+
+
+def as_extractor(thing: Any) -> Extractor:
+    """Return *thing* if it is an extractor, else one made of it: of a model, or of a function.
+
+    Raises:
+        ConfigError: It can't be made one, or is a class instead of an object.
+    """
+    if not isinstance(thing, type) and callable(getattr(thing, "extract", None)) and not _is_async(thing.extract):
+        named = isinstance(getattr(thing, "name", None), str) and thing.name
+        return cast("Extractor", thing) if named else _NamedExtractor(_called(thing), thing.extract)
+    try:
+        return PromptedSummarizer(thing)
+    except ConfigError:
+        raise ConfigError(
+            'extractor= takes "gemini", an object with name and extract, a LangChain or LlamaIndex model, or a function from '
+            f"text to text, none of them async; not {brief(thing)}"
+        ) from None
+
+
+def read_findings(name: str, answer: Summary, messages: Sequence[Message]) -> Extraction:
+    """What the model *name* says it has found; `ExtractionError` where that can't be read."""
+    try:
+        facts = extraction.findings(answer.text, messages)
+    except ValueError as e:
+        raise ExtractionError(f"{name} returned no facts that can be read: {e}", **usage(answer)) from e
+    return Extraction(facts, **usage(answer))
+
+
+def usage(taken: Summary | SummarizerError) -> dict[str, Any]:
+    """What a call took, as fields of an `Extraction` and attributes of an `ExtractionError`."""
+    return {name: getattr(taken, name) for name in ("input_tokens", "output_tokens", "cost")}
+
+
+@dataclass(slots=True)
+class _NamedExtractor:
+    name: str
+    extract: Callable[..., Extraction]
 
 
 @dataclass(slots=True)
@@ -162,4 +216,4 @@ def _get(holder: Any, name: str) -> Any:
     return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
 
 
-__all__ = ["PromptedSummarizer", "as_summarizer"]
+__all__ = ["PromptedSummarizer", "as_extractor", "as_summarizer", "read_findings", "usage"]

@@ -30,8 +30,10 @@ _TRIES = 3  # a fold that was overtaken by a change starts again
 _SUMMARY_SHARE = 0.75  # of budget.summary; the rest is for what is pinned beside it
 _WRAPPER = 32  # tokens of the headings around summary and pins
 _REWRITE_EVERY = 5  # segments that a model works into the summary at once; until then their lines are picked
-OWN_METADATA = frozenset({"kind", "covered", "first", "last", "by", "plain", "tries", "fresh", "pins", "facts"})
-"""What folds read of segments and summaries; it stays, whatever a host writes into their metadata."""
+OWN_METADATA = frozenset(
+    {"kind", "covered", "first", "last", "by", "plain", "tries", "fresh", "pins", "facts", "window", "from", "until"}
+)
+"""What folds read of segments and summaries, and what finds episodes again; it stays, whatever a host writes into their metadata."""
 _PINS_HEADING = "Word for word:"
 _FATES = ("kept", "pinned", "reachable", "lost")
 _ENOUGH = 10  # hits among which a turn counts as reachable
@@ -195,7 +197,7 @@ def _before_calls(messages: Sequence[Message], starts: Sequence[int], boundary: 
 
 def _some(folded: Sequence[Entry], *, size: int) -> int:
     """How many turns to fold at once: whole items, of so few pieces as a model reworks at a time; all, if they can't be cut."""
-    pieces = list(_pieces(folded, size=size))
+    pieces = list(in_pieces(folded, size=size))
     most = sum(map(len, pieces[:_REWRITE_EVERY]))
     messages = [e.message for e in folded]
     starts = items(messages)
@@ -227,7 +229,7 @@ def _overlap_from(entries: Sequence[Entry], *, tokens: int) -> int:
     return boundary
 
 
-def _limit(parts: Parts) -> int:
+def summary_limit(parts: Parts) -> int:
     """Tokens that a summary may have, without its pins."""
     settings = parts.settings
     return min(settings.pruning.summary_max_tokens, int(settings.budget.summary * _SUMMARY_SHARE))
@@ -238,7 +240,7 @@ def _segments(
 ) -> Iterator[Entry]:
     """A segment for each `max_context_length` tokens of *folded*; each reads the end of what came before it, too."""
     context = parts.settings.context
-    for piece in _pieces(folded, size=_piece_size(parts)):
+    for piece in in_pieces(folded, size=_piece_size(parts)):
         shared: list[Entry] = []
         room = min(context.context_overlap, context.max_context_length - sum(e.tokens for e in piece))
         for entry in reversed(before):
@@ -265,7 +267,7 @@ def _last_covered(parts: Parts, scope: Scope, *, before: Entry) -> list[Entry]:
     return []
 
 
-def _pieces(folded: Sequence[Entry], *, size: int) -> Iterator[list[Entry]]:
+def in_pieces(folded: Sequence[Entry], *, size: int) -> Iterator[list[Entry]]:
     """Cut turns into pieces of at most *size* tokens; a longer turn is one alone."""
     piece: list[Entry] = []
     for entry in folded:
@@ -280,11 +282,11 @@ def _pieces(folded: Sequence[Entry], *, size: int) -> Iterator[list[Entry]]:
 def _segment(parts: Parts, scope: Scope, turns: Sequence[Entry], *, covered: int, session: int) -> Entry:
     found = _segment_text(parts, turns, session=session)
     metadata = {"kind": "segment", "covered": covered, "first": turns[-covered].seq, **_maker(found)}
-    return _derived(parts, scope, found.text, turns, metadata=metadata)
+    return derived(parts, scope, found.text, turns, metadata=metadata)
 
 
 def _segment_text(parts: Parts, turns: Sequence[Entry], *, session: int) -> Written:
-    return written(parts, [e.message for e in turns], previous="", limit=_limit(parts) // 2, session=session)
+    return written(parts, [e.message for e in turns], previous="", limit=summary_limit(parts) // 2, session=session)
 
 
 def _maker(found: Written) -> dict[str, Any]:
@@ -292,7 +294,7 @@ def _maker(found: Written) -> dict[str, Any]:
     return {"by": found.by, "plain": found.plain}
 
 
-def _derived(parts: Parts, scope: Scope, text: str, sources: Sequence[Entry], *, metadata: Mapping[str, Any]) -> Entry:
+def derived(parts: Parts, scope: Scope, text: str, sources: Sequence[Entry], *, metadata: Mapping[str, Any]) -> Entry:
     """A new entry made from others, as little trusted as the least of them."""
     now = parts.clock()
     own_id = f"{metadata['kind']}-{new_id()[:12]}"
@@ -329,7 +331,7 @@ def _summary(
     little more than one call. *earlier*: the segments of before, where there is no summary that speaks for them.
     """
     old = before.summary
-    limit = _limit(parts)
+    limit = summary_limit(parts)
     new = sorted([*earlier, *segments], key=_first)
     waiting = old.metadata.get("fresh", 0) if old else 0
     fresh = waiting + len(new)
@@ -351,9 +353,9 @@ def _summary(
 def _rewritten(parts: Parts, old: Entry | None, segments: Sequence[Entry], *, session: int) -> Written:
     """A summary of summaries: what the summary said so far, with *segments* worked in."""
     found = Written(old.content if old else "", parts.summarizer.name, plain=False)
-    for piece in _pieces([s for s in segments if s.content], size=parts.settings.context.max_context_length):
+    for piece in in_pieces([s for s in segments if s.content], size=parts.settings.context.max_context_length):
         messages = [e.message for e in piece]
-        found = written(parts, messages, previous=found.text, limit=_limit(parts), session=session)
+        found = written(parts, messages, previous=found.text, limit=summary_limit(parts), session=session)
         if found.plain:
             break
     return found
@@ -386,7 +388,7 @@ def _version(
         covered = len(ids)
     metadata = {"kind": "summary", "covered": covered, "last": max(known, last), "fresh": fresh, "plain": rough}
     metadata |= {"pins": pins, "facts": fate} | ({"tries": tries} if tries else {})
-    made = _derived(parts, scope, text, [*([old] if old else []), *new], metadata=metadata)
+    made = derived(parts, scope, text, [*([old] if old else []), *new], metadata=metadata)
     sources = (*(old.sources if old else ()), *(s.id for s in new))
     if old is None:
         return replace(made, sources=sources), said
@@ -410,7 +412,7 @@ def _checked(
     parts: Parts, scope: Scope, text: str, folded: Sequence[Entry], *, earlier: Sequence[str]
 ) -> tuple[list[str], dict[str, int], dict[str, str]]:
     """What is pinned beside *text*; what became of the facts of *folded*, how many in each way; who said which line."""
-    room = parts.settings.budget.summary - _limit(parts) - _WRAPPER
+    room = parts.settings.budget.summary - summary_limit(parts) - _WRAPPER
     facts = coverage.facts([e.message for e in folded])
     checked = coverage.check(facts, text)
     pins = coverage.pins(checked.missing, earlier, text, count=parts.counter.count, max_tokens=max(0, room))
@@ -540,4 +542,4 @@ def _covered(summary: Entry | None) -> int:
     return int(summary.metadata.get("covered", 0)) if summary else 0
 
 
-__all__ = ["OWN_METADATA", "compact", "shown", "summary"]
+__all__ = ["OWN_METADATA", "compact", "derived", "in_pieces", "shown", "summary", "summary_limit"]

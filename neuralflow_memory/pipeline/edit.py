@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from itertools import islice
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from ..errors import ConflictError, InputError, NotFound, QueryError, brief
+from ..errors import InputError, NotFound, QueryError, brief
 from ..protocols import Record, StateRecord
 from ..rules.budget import items, units
 from ..rules.filters import parse
@@ -18,13 +18,14 @@ from ..types import Entry, MemoryType, Message, Scope, microseconds, same_conten
 from .compact import OWN_METADATA
 from .ingest import Messages, checked, listed, own_copy, take, to_compact, turn, worth
 from .parts import Parts, recorded
-from .resident import Resident
-from .search import checked_types
+from .resident import again
+from .search import checked_time, checked_types
 
-_CHANGEABLE = frozenset({"content", "metadata", "tags", "category", "source", "importance", "expires_at"})
-
-_TRIES = 5  # a change that was overtaken by another process's starts again
-T = TypeVar("T")
+MERGED = "merged_into"
+"""The metadata key of knowledge that was merged into what says the same: the id of that."""
+_CHANGEABLE = frozenset(
+    {"content", "metadata", "tags", "category", "source", "importance", "expires_at", "valid_from", "valid_to"}
+)
 
 
 def transcript(
@@ -86,6 +87,7 @@ def select(
     types: Iterable[MemoryType] | None = None,
     since: datetime | None = None,
     after: str | None = None,
+    as_of: datetime | str | None = None,
     limit: int | None = None,
     action: str = "read",
 ) -> Iterator[Entry]:
@@ -95,6 +97,7 @@ def select(
     if within not in ("user", "session"):
         raise QueryError(f"within must be 'user' or 'session', not {brief(within)}")
     kinds = checked_types(types)
+    at = None if as_of is None else checked_time(as_of, "as_of")
     start = get(parts, scope, after, principal=principal).number if after is not None else 0
     if since is not None and not isinstance(since, datetime):
         raise QueryError(f"since must be a datetime, not {brief(since)}")
@@ -104,9 +107,9 @@ def select(
         types=kinds,
         since=None if since is None else microseconds(utc(since)),
         after=start,
-        limit=limit if condition is None else None,
+        limit=limit if condition is None and at is None else None,
     )
-    return (e for e in found if condition is None or condition.matches(e))
+    return (e for e in found if (condition is None or condition.matches(e)) and (at is None or e.held(at)))
 
 
 def listing(parts: Parts, scope: Scope, *, principal: str | None, limit: int | None, **conditions: Any) -> list[Entry]:
@@ -142,13 +145,18 @@ def update(parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, p
         raise InputError(
             f"update() changes {', '.join(sorted(_CHANGEABLE))}; not {', '.join(sorted(unknown)) or 'nothing'}"
         )
+    return rewrite(parts, scope, id, lambda before: _changed(parts, before, changes), principal=principal)
+
+
+def rewrite(parts: Parts, scope: Scope, id: str, change: Callable[[Entry], Record], *, principal: str | None) -> Entry:
+    """Write what *change* makes of an entry as its new version; what holds again thereby is told to what superseded it."""
     resident = parts.resident(scope)
     with resident.lock:
-        before, record, session, summed = again(
-            resident, lambda: _changed(parts, scope, id, changes, principal=principal)
+        before, written, summed = again(
+            resident, lambda: _rewritten(parts, scope, get(parts, scope, id, principal=principal), change)
         )
         try:
-            resident.put([record.feature(session=session)])
+            resident.put(record.feature(session=session) for record, session in written)
             if before.scope.session_id is not None:
                 resident.forget_window(before.scope.session_id)
         except BaseException:
@@ -159,15 +167,33 @@ def update(parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, p
     parts.changed()
     if summed:
         parts.full(before.scope)
-    return record.entry
+    return written[0][0].entry if written else before
 
 
-def _changed(
-    parts: Parts, scope: Scope, id: str, changes: Mapping[str, Any], *, principal: str | None
-) -> tuple[Entry, Record, int, bool]:
-    """Change an entry in the ledger: as it was, as it is, its session's number, whether summaries may have gone with it."""
-    before = get(parts, scope, id, principal=principal)
+def _rewritten(
+    parts: Parts, scope: Scope, before: Entry, change: Callable[[Entry], Record]
+) -> tuple[Entry, list[tuple[Record, int]], bool]:
+    """Change an entry in the ledger: as it was, what was written, whether summaries may have gone with it."""
+    record = change(before)
+    if record.entry == before:
+        return before, [], False
+    summed = not same_content(before, record.entry) and bool(_summed(parts, [before]))
+    others = []
+    if before.superseded_by is not None and record.entry.superseded_by is None:
+        key = parts.ledger.key(scope, id=before.superseded_by, knowledge=True)
+        for other in parts.ledger.by_keys(scope, [key]).values():
+            left = tuple(i for i in other.supersedes if i != before.id)
+            others.append(recorded(replace(other, supersedes=left, updated_at=parts.clock())))
+    return before, parts.ledger.revise(scope, changed=[record, *others]), summed
+
+
+def _changed(parts: Parts, before: Entry, changes: Mapping[str, Any]) -> Record:
+    """An entry with *changes* made."""
     new = checked(changes)
+    if new.get("valid_to", before.valid_to) is None and before.superseded_by is not None:
+        new["superseded_by"] = None
+        about = new.get("metadata", before.metadata)
+        new["metadata"] = {name: value for name, value in about.items() if name != MERGED}
     if "content" in new:
         message = own_copy(replace(before.message, content=new["content"], payload=None))
         blocks = None if isinstance(message.content, str) else tuple(message.content)
@@ -176,16 +202,13 @@ def _changed(
             new.setdefault("importance", worth(new["content"], role=before.role, name=before.name))
     if before.seq < 0 and "metadata" in new:
         new["metadata"] |= {k: v for k, v in before.metadata.items() if k in OWN_METADATA}
-    record = recorded(replace(before, **new, updated_at=parts.clock()))
-    summed = "content" in new and bool(_summed(parts, [before]))
-    record, session = parts.ledger.change(scope, record)
-    return before, record, session, summed
+    return recorded(replace(before, **new, updated_at=parts.clock()))
 
 
 def _summed(parts: Parts, entries: Iterable[Entry]) -> list[Scope]:
     """The sessions whose summary may speak of *entries*; it is made anew, so RAM is read anew and folding begins."""
     turns = {e.scope.session_id: e.scope for e in entries if e.type is MemoryType.SHORT_TERM or e.seq < 0}
-    return [scope for scope in turns.values() if parts.window(scope).summed]
+    return [s for s in turns.values() if parts.window(s).summed or parts.extractor is not None]
 
 
 def delete(
@@ -214,6 +237,21 @@ def delete(
         return _drop(parts, scope, doomed)
 
 
+def _merged(parts: Parts, scope: Scope, doomed: Sequence[Entry]) -> list[Entry]:
+    """What was merged into *doomed*, and into that: it says the same, and goes with it."""
+    found: dict[int, Entry] = {}
+    there, left = {e.number for e in doomed}, list(doomed)
+    while left:
+        entry = left.pop()
+        keys = [parts.ledger.key(scope, id=i, knowledge=True) for i in entry.supersedes]
+        for other in parts.ledger.by_keys(scope, keys).values() if keys else ():
+            mine = other.superseded_by == entry.id and other.metadata.get(MERGED) == entry.id
+            if mine and other.number not in there | found.keys():
+                found[other.number] = other
+                left.append(other)
+    return list(found.values())
+
+
 def clear(parts: Parts, scope: Scope, *, principal: str | None) -> int:
     """Delete the session's turns, summaries and state; the user's knowledge stays."""
     parts.authorize(principal, "delete", scope)
@@ -227,8 +265,11 @@ def clear(parts: Parts, scope: Scope, *, principal: str | None) -> int:
 def _drop(parts: Parts, scope: Scope, doomed: Sequence[Entry], *, cleared: StateRecord | None = None) -> int:
     resident = parts.resident(scope)
     summed = _summed(parts, doomed)
+    asked = {e.number for e in doomed}
+    doomed = [*doomed, *_merged(parts, scope, doomed)]
     try:
         count = parts.ledger.drop(scope, doomed, now=microseconds(parts.clock()), cleared=cleared)
+        count += len(asked) - len(doomed)
         for entry in doomed:
             if resident.index is not None:
                 resident.index.drop(entry.number)
@@ -237,7 +278,7 @@ def _drop(parts: Parts, scope: Scope, doomed: Sequence[Entry], *, cleared: State
     except BaseException:
         resident.forget()
         raise
-    if summed:
+    if summed or any(e.supersedes for e in doomed):  # summaries are gone, or what was superseded holds again
         resident.forget()
     parts.changed()
     for session in summed:
@@ -307,21 +348,6 @@ def _arranged(parts: Parts, scope: Scope, wanted: Sequence[Message], *, now: dat
     return parts.ledger.set_window(scope, kept, now=microseconds(now)), window.summed
 
 
-def again(resident: Resident, change: Callable[[], T]) -> T:
-    """Do *change*, which reads what it changes, once more if another process was faster; hold the resident's lock."""
-    for left in reversed(range(_TRIES)):
-        try:
-            return change()
-        except (ConflictError, NotFound):
-            resident.forget()
-            if not left:
-                raise
-        except BaseException:
-            resident.forget()
-            raise
-    raise AssertionError
-
-
 def matched(
     parts: Parts, scope: Scope, wanted: Sequence[Message], current: Sequence[Entry], *, now: datetime
 ) -> list[Entry | Record]:
@@ -359,7 +385,7 @@ def matched(
 
 
 __all__ = [
-    "again",
+    "MERGED",
     "clear",
     "count",
     "delete",
@@ -367,6 +393,7 @@ __all__ = [
     "listing",
     "matched",
     "pin",
+    "rewrite",
     "select",
     "set_window",
     "transcript",

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 from .._ids import new_id
 from .._json import copied
-from ..errors import ConflictError, InputError, MessageError, brief
+from ..errors import ConflictError, InputError, MessageError, NotFound, brief
 from ..protocols import Appended, OnConflict, Record, StateRecord
+from ..rules.duplicates import strengthened, union
 from ..rules.importance import worth_keeping
 from ..rules.traits import traits
 from ..types import ROLES, Entry, MemoryType, Message, Scope, ToolCall, microseconds, utc
 from .parts import Parts, recorded
-from .resident import Window
+from .resident import Window, again
 from .summarize import plain, summarizer_ready
 
 Messages = str | Message | Iterable[str | Message]
 INJECTED = ("neuralflow", "context")
 """Marks messages that `context` made up. They are never written down, so that no recall is remembered again."""
+BATCH = 500  # messages, or pieces of knowledge, that are written at once where many are given
+_ARGUMENTS = frozenset(
+    {
+        "text",
+        "type",
+        "importance",
+        "tags",
+        "category",
+        "source",
+        "metadata",
+        "created_at",
+        "expires_at",
+        "valid_from",
+        "supersedes",
+    }
+)
+T = TypeVar("T")
+_HEX = frozenset("0123456789abcdef")
 _CONFLICTS = ("raise", "replace", "ignore")
 
 
@@ -79,37 +99,94 @@ def append(
     return done
 
 
-def remember(
+def remember(parts: Parts, scope: Scope, items: Sequence[Mapping[str, Any]], *, principal: str | None) -> list[str]:
+    """Write down knowledge that belongs to the user, or to the session where no user is known, all or none; the ids.
+
+    Each item has the arguments of `Session.remember` by name. What is known already is strengthened.
+    """
+    parts.authorize(principal, "write", scope)
+    told = [_told(parts, scope, **item) for item in items]
+    resident = parts.resident(scope)
+    with resident.lock:
+        ids, written = again(resident, lambda: remembered(parts, scope, told))
+        try:
+            resident.put(record.feature(session=session) for record, session in written)
+        except BaseException:
+            resident.forget()
+            raise
+    if written:
+        parts.changed()
+    return ids
+
+
+def in_batches(
+    things: Iterable[T], write: Callable[[list[T]], list[str]], *, progress: Callable[[int], object] | None
+) -> list[str]:
+    """*write* some of *things* at a time, in order, and tell *progress* how many; the ids of all."""
+    ids: list[str] = []
+    left = iter(things)
+    while batch := list(islice(left, BATCH)):
+        ids += write(batch)
+        if progress is not None:
+            progress(len(batch))
+    return ids
+
+
+def as_items(things: Iterable[Any], fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Texts, or mappings with a text, as arguments of `Session.remember`, those of *fields* where they have none of their own."""
+    if isinstance(things, str | Mapping) or not isinstance(things, Iterable):
+        raise MessageError(f"give an iterable of texts, or of mappings with a text, not {brief(things)}")
+    for thing in things:
+        item = {**fields, **(thing if isinstance(thing, Mapping) else {"text": thing})}
+        unknown = item.keys() - _ARGUMENTS
+        if unknown or "text" not in item:
+            raise InputError(
+                f"what is to be remembered has a text and, if need be, {', '.join(sorted(_ARGUMENTS - {'text'}))}; not "
+                f"{brief(thing if 'text' not in item else sorted(unknown))}"
+            )
+        yield item
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Something to remember: its record, whether its importance was said, and the ids of what it supersedes."""
+
+    record: Record
+    weighty: bool = False
+    supersedes: tuple[str, ...] = ()
+
+
+def _told(
     parts: Parts,
     scope: Scope,
-    text: str,
     *,
-    principal: str | None,
+    text: str,
     type: MemoryType = MemoryType.LONG_TERM,
     importance: float | None = None,
-    tags: Sequence[str] = (),
-    category: str | None = None,
+    supersedes: str | Iterable[str] = (),
+    created_at: datetime | None = None,
     metadata: Mapping[str, Any] | None = None,
-    expires_at: datetime | None = None,
-) -> str:
-    """Write down knowledge that belongs to the user, or to the session where no user is known; its id."""
-    parts.authorize(principal, "write", scope)
+    **fields: Any,
+) -> Told:
     if not isinstance(text, str) or not text.strip():
         raise MessageError("there is nothing to remember: give it a text")
     if type not in list(MemoryType):
         raise InputError(f"type is one of {', '.join(MemoryType)}, not {brief(type)}")
     if type == MemoryType.SHORT_TERM:
         raise MessageError("turns of a chat are added with add(); remember() takes knowledge, notes and episodes")
+    older = [supersedes] if isinstance(supersedes, str) else supersedes
+    older = tuple(older) if isinstance(older, Iterable) else (older,)
+    if not all(isinstance(i, str) for i in older):
+        raise InputError(f"supersedes is an id of knowledge or a list of them, not {brief(supersedes)}")
+    now = parts.clock()
     given = checked(
         {
+            **fields,
             "metadata": {} if metadata is None else metadata,
-            "tags": tags,
-            "category": category,
+            "created_at": created_at,
             "importance": worth(text) if importance is None else importance,
-            "expires_at": expires_at,
         }
     )
-    now = parts.clock()
     own_id = new_id()
     entry = Entry(
         id=own_id,
@@ -118,24 +195,89 @@ def remember(
         content=encodable(text),
         scope=scope,
         seq=0,
-        created_at=now,
         written_at=now,
         updated_at=now,
         provenance="told",
-        **given,
+        **{**given, "created_at": given["created_at"] or now},
         tokens=parts.counter.count(text),
     )
     record = recorded(entry, fresh=True)
-    resident = parts.resident(scope)
-    with resident.lock:
-        try:
-            done = parts.ledger.append(scope, [record], on_conflict="raise", now=microseconds(now), knowledge=True)
-            take(parts, scope, done.written, session=done.session)
-        except BaseException:
-            resident.forget()
-            raise
-    parts.changed()
-    return own_id
+    return Told(record, importance is not None, older)
+
+
+def remembered(
+    parts: Parts,
+    scope: Scope,
+    told: Sequence[Told],
+    *,
+    read: Sequence[Entry] = (),
+    extracted: Entry | None = None,
+    turns: Sequence[Sequence[int]] = (),
+) -> tuple[list[str], list[tuple[Record, int]]]:
+    """The ids of what was told, known before or new, and what was written.
+
+    *read*, *extracted*: as for `Ledger.revise`; *turns*: the numbers of those that say each.
+    """
+    texts = [t.record.entry.content for t in told if t.record.entry.type is MemoryType.LONG_TERM]
+    known = parts.ledger.known(scope, texts) if texts else {}
+    stored = {e.id: e for e in known.values()}
+    older = {i for t in told for i in t.supersedes}
+    stored |= {e.id: e for i in sorted(older) for e in [_superseded(parts, scope, i)]}
+    now_is = dict(stored)
+    said = {text: e.id for text, e in known.items()}
+    records: dict[str, Record] = {}
+    ids: list[str] = []
+    for item in told:
+        entry = item.record.entry
+        own_id = said.get(entry.content) if entry.type is MemoryType.LONG_TERM else None
+        if own_id is None:
+            own_id, now_is[entry.id], records[entry.id] = entry.id, entry, item.record
+            if entry.type is MemoryType.LONG_TERM:
+                said[entry.content] = own_id
+        else:
+            now_is[own_id] = strengthened(now_is[own_id], entry, weigh=item.weighty)
+        ids.append(own_id)
+        for i in item.supersedes:
+            if i != own_id:
+                _supersede(now_is, i, by=own_id, at=entry.valid_from or entry.created_at)
+    written_at = parts.clock()
+    changed = [e for i, e in now_is.items() if i in stored and e != stored[i]]
+    added = [replace(record, entry=now_is[i]) for i, record in records.items()]
+    if not changed and not added and extracted is None:
+        return ids, []
+    return ids, parts.ledger.revise(
+        scope,
+        changed=[recorded(replace(e, updated_at=written_at)) for e in changed],
+        added=added,
+        read=read,
+        extracted=extracted,
+        made_from=[(own_id, number) for own_id, numbers in zip(ids, turns, strict=False) for number in numbers],
+    )
+
+
+def _superseded(parts: Parts, scope: Scope, id: str) -> Entry:
+    """The knowledge that is to be superseded."""
+    key = parts.ledger.key(scope, id=id, knowledge=True)
+    found = parts.ledger.by_keys(scope, [key, id] if len(id) == len(key) and set(id) <= _HEX else [key])
+    for entry in found.values():
+        if entry.key == parts.ledger.key(scope, id=entry.id, knowledge=True):
+            if parts.ledger.values_of(scope, [entry.number]):
+                raise InputError(f"{brief(id)} is the text of a keyed value: put another value under its key")
+            return entry
+    raise NotFound(f"no knowledge {brief(id)} in this scope to be superseded; pass an id that remember() gave", id=id)
+
+
+def _supersede(now_is: dict[str, Entry], id: str, *, by: str, at: datetime) -> None:
+    """Let the entry *id* hold until *at*, and the entry *by* stand for it."""
+    old, new = now_is[id], now_is[by]
+    if old.superseded_by not in (None, by):
+        raise ConflictError(
+            f"knowledge {id!r} was superseded by {old.superseded_by!r} already; supersede that, or restore {id!r} first",
+            id=id,
+        )
+    until = at if old.valid_to is None else min(at, old.valid_to)
+    now_is[id] = replace(old, valid_to=until, superseded_by=by)
+    now_is[by] = replace(new, supersedes=union(new.supersedes, [id]))
 
 
 def listed(messages: Messages, *, injected: bool = False) -> list[Message]:
@@ -257,10 +399,11 @@ def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(value, int | float) or not 0 <= value <= 1:
             raise InputError(f"importance is a number between 0 and 1, not {brief(value)}")
         new["importance"] = float(value)
-    if new.get("expires_at") is not None:
-        if not isinstance(new["expires_at"], datetime):
-            raise InputError(f"expires_at is a datetime or None, not {brief(new['expires_at'])}")
-        new["expires_at"] = utc(new["expires_at"])
+    for name in ("expires_at", "valid_from", "valid_to", "created_at"):
+        if new.get(name) is not None:
+            if not isinstance(new[name], datetime):
+                raise InputError(f"{name} is a datetime or None, not {brief(new[name])}")
+            new[name] = utc(new[name])
     return new
 
 
@@ -278,14 +421,18 @@ def encodable(text: str) -> str:
 __all__ = [
     "INJECTED",
     "Messages",
+    "Told",
     "add",
     "append",
+    "as_items",
     "checked",
     "encodable",
+    "in_batches",
     "listed",
     "over_limits",
     "own_copy",
     "remember",
+    "remembered",
     "take",
     "to_compact",
     "turn",

@@ -16,6 +16,7 @@ from ..protocols import (
     Clock,
     Embedder,
     EntryStore,
+    Extractor,
     Floor,
     Ledger,
     Record,
@@ -53,7 +54,7 @@ class Parts:
         shortened: A summary cut to so many tokens, without a model; also likely to be asked for again.
         trouble: The last failure of background work, for `stats()`.
         state_rules: What the states of sessions may be, where a session has no rules of its own.
-        breaker: Keeps calls away from a summarizer that fails.
+        breaker: Keeps calls away from a summarizer that fails; `extracting` from an extractor.
         closing: Background work that takes several steps is to end after the one in hand.
     """
 
@@ -70,6 +71,7 @@ class Parts:
     residents: Residents
     reranker: Reranker | None = None
     state_rules: StateRules = field(default_factory=StateRules)
+    extractor: Extractor | None = None
     changed: Callable[[], None] = lambda: None
     full: Callable[[Scope], None] = lambda _: None
     embedding: threading.Lock = field(default_factory=threading.Lock)
@@ -78,6 +80,7 @@ class Parts:
     tally: Counter[str] = field(default_factory=Counter)
     trouble: str | None = None
     breaker: Breaker = field(default_factory=Breaker)
+    extracting: Breaker = field(default_factory=Breaker)
     closing: bool = False
     _margins: dict[str, dict[str, float]] = field(default_factory=dict)
     """Of each model of a tenant, as far as they were asked for."""

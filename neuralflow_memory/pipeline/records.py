@@ -119,6 +119,10 @@ class EntryLine(_Scoped):
     written_at: datetime
     updated_at: datetime
     expires_at: datetime | None = None
+    valid_from: datetime | None = None
+    valid_to: datetime | None = None
+    supersedes: list[str] = Field(default_factory=list)
+    superseded_by: str | None = None
     version: Int = Field(ge=1)
     tokens: Int | None = Field(default=None, ge=0)
     position: Int | None = None
@@ -255,7 +259,11 @@ def _entry(moved: MovedEntry, *, counter: str) -> dict[str, Any]:
         "created_at": entry.created_at.isoformat(),
         "written_at": entry.written_at.isoformat(),
         "updated_at": entry.updated_at.isoformat(),
-        "expires_at": None if entry.expires_at is None else entry.expires_at.isoformat(),
+        "expires_at": _iso(entry.expires_at),
+        "valid_from": _iso(entry.valid_from),
+        "valid_to": _iso(entry.valid_to),
+        "supersedes": list(entry.supersedes),
+        "superseded_by": entry.superseded_by,
         "version": entry.version,
         "tokens": entry.tokens if moved.counter == counter else None,
         "position": entry.position,
@@ -273,6 +281,10 @@ def _scope(scope: Scope) -> dict[str, Any]:
 
 def _time(us: int) -> str:
     return moment(us).isoformat()
+
+
+def _iso(when: datetime | None) -> str | None:
+    return None if when is None else when.isoformat()
 
 
 # -- in
@@ -339,7 +351,11 @@ def entry_of(line: EntryLine, *, scope: Scope, dimensions: int | None) -> MovedE
         provenance=line.provenance,
         trust=line.trust,
         sources=tuple(line.sources),
-        expires_at=None if line.expires_at is None else utc(line.expires_at),
+        expires_at=_utc(line.expires_at),
+        valid_from=_utc(line.valid_from),
+        valid_to=_utc(line.valid_to),
+        supersedes=tuple(line.supersedes),
+        superseded_by=line.superseded_by,
         version=line.version,
         tokens=-1 if line.tokens is None else line.tokens,
         position=line.position,
@@ -352,6 +368,10 @@ def entry_of(line: EntryLine, *, scope: Scope, dimensions: int | None) -> MovedE
     value = None if line.value is None else (tuple(line.value.namespace), line.value.key)
     vector = None if line.vector is None else _vector(line.vector, dimensions=dimensions)
     return MovedEntry(Record(entry, 0, 0, None, b""), line.knowledge, "", line.summary, value, vector)
+
+
+def _utc(when: datetime | None) -> datetime | None:
+    return None if when is None else utc(when)
 
 
 def _vector(text: str, *, dimensions: int | None) -> bytes:

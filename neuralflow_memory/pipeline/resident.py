@@ -18,11 +18,12 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
 
+from ..errors import ConflictError, NotFound
 from ..protocols import Change, Clock, Feature, Ledger
 from ..rules.budget import pauses
 from ..types import Entry, Message, Scope
@@ -38,6 +39,8 @@ _MOST_NEWS = 2000  # changes by others that wait for a resident's next use; more
 _NEVER = datetime.min.replace(tzinfo=UTC)
 _MOST_UNREAD = 512  # written entries that wait for search to ask for them
 _FEW = 256  # changed entries that are taken in one by one, whatever share of all they are
+_TRIES = 5  # a change that was overtaken by another process's starts again
+T = TypeVar("T")
 _SHARE = 4  # and if they are not so many that one in four has changed
 
 
@@ -67,7 +70,7 @@ class Window:
     erase_epoch: int = 0
     tasks: list[Entry] = field(default_factory=list)
     summed: bool = False
-    """Segments were made of turns that have left it, so that a change of one may take summaries with it."""
+    """Segments or episodes were made of turns, so that a change of one may take them, and the summary, with it."""
     due: bool = False
     """A fold is due whatever the window's size: its session was idle, or the summary is to be made anew."""
     model: str | None = None
@@ -159,7 +162,7 @@ class Resident:
                 window.session, window.erase_epoch = stored.session, stored.erase_epoch
                 window.tasks, window.model = stored.tasks, stored.model
                 window.take(_counted(e, count) for e in stored.entries)
-                window.summed = stored.summary is not None or stored.unsummed
+                window.summed = stored.summary is not None or stored.unsummed or stored.episodes
                 window.due = stored.unsummed or bool(pauses(window.entries, seconds=expiry))
             self._windows[scope.session_id] = window
             if len(self._windows) > _WINDOWS:
@@ -385,8 +388,23 @@ class Residents:
                 resident.forget()
 
 
+def again(resident: Resident, change: Callable[[], T]) -> T:
+    """Do *change*, which reads what it changes, once more if another process was faster; hold the resident's lock."""
+    for left in reversed(range(_TRIES)):
+        try:
+            return change()
+        except (ConflictError, NotFound):
+            resident.forget()
+            if not left:
+                raise
+        except BaseException:
+            resident.forget()
+            raise
+    raise AssertionError
+
+
 def _counted(entry: Entry, count: Callable[[Message], int]) -> Entry:
     return replace(entry, tokens=count(entry.message)) if entry.tokens < 0 else entry
 
 
-__all__ = ["Resident", "Residents", "Window"]
+__all__ = ["Resident", "Residents", "Window", "again"]

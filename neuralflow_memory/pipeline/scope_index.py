@@ -19,7 +19,8 @@ from ..types import TYPE_NUMBER, MemoryType
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
-_FOREVER = np.iinfo(np.int64).max
+_INT64 = np.iinfo(np.int64)
+_OPEN = {"expires": _INT64.max, "valid_from": _INT64.min, "valid_to": _INT64.max}  # where none is said
 _TURN = TYPE_NUMBER[MemoryType.SHORT_TERM]
 REACH = 2  # turns on each side that `near` takes in
 _NEARER = 0.7  # what the next turn counts, and the one after it of that
@@ -31,7 +32,7 @@ class ScopeIndex:
     """What search reads of an owner's entries, as arrays with a row an entry.
 
     Attributes (each of shape (rows,) unless said):
-        number, session, seq, created, expires: int64. `created` and `expires` in microseconds.
+        number, session, seq, created, expires, valid_from, valid_to: int64, the times in microseconds.
         kind: int8, the entry's type by number. speaker, agent: object arrays. words: int32. importance: float32.
         traits: uint8 (`rules.traits`). called: object array, the names that it gives (`protocols.Record`). user: bool, a user
         said it who has no name. before, after: rows of the neighbouring turns, or -1.
@@ -51,6 +52,8 @@ class ScopeIndex:
         ("agent", object),
         ("created", np.int64),
         ("expires", np.int64),
+        ("valid_from", np.int64),
+        ("valid_to", np.int64),
         ("importance", np.float32),
         ("words", np.int32),
         ("traits", np.uint8),
@@ -71,6 +74,8 @@ class ScopeIndex:
     agent: npt.NDArray[Any]
     created: npt.NDArray[np.int64]
     expires: npt.NDArray[np.int64]
+    valid_from: npt.NDArray[np.int64]
+    valid_to: npt.NDArray[np.int64]
     importance: npt.NDArray[np.float32]
     words: npt.NDArray[np.int32]
     traits: npt.NDArray[np.uint8]
@@ -97,7 +102,7 @@ class ScopeIndex:
         if features:
             columns = list(zip(*features, strict=True))
             for (name, _), column in zip(self._ARRAYS, columns[:-1], strict=False):
-                values = [_FOREVER if v is None else v for v in column] if name == "expires" else column
+                values = [_OPEN[name] if v is None else v for v in column] if name in _OPEN else column
                 getattr(self, f"_{name}")[: self.rows] = values
             self._alive[: self.rows] = self._moved[: self.rows] = True
             self._user[: self.rows] = [is_user(label) for label in columns[4]]
@@ -196,9 +201,8 @@ class ScopeIndex:
             self._grow()
         if row < self.rows:
             self._said_by(row, -1)
-        values = (*feature[:7], _FOREVER if feature[7] is None else feature[7], *feature[8:-1])
-        for (name, _), value in zip(self._ARRAYS, values, strict=False):
-            getattr(self, f"_{name}")[row] = value
+        for (name, _), value in zip(self._ARRAYS, feature[:-1], strict=False):
+            getattr(self, f"_{name}")[row] = _OPEN[name] if value is None and name in _OPEN else value
         self._alive[row], self._embedded[row] = True, False
         self._user[row] = is_user(self._speaker[row])
         self._said_by(row, 1)

@@ -46,6 +46,8 @@ class Conditions:
     since: datetime | str | None = None
     until: datetime | str | None = None
     within: Within | None = None
+    as_of: datetime | str | None = None
+    """What held then; None: what holds now; "ever": whatever has."""
     besides: frozenset[int] = frozenset()
     """Numbers of entries that are no hits and count for nothing, such as the question itself."""
     summaries: bool = True
@@ -95,7 +97,7 @@ def ranked(
     near: dict[int, float] | None = None
     if not held:
         near = {}
-        with _tolerated(parts, "searching by words alone"):
+        with tolerated(parts, "searching by words alone"):
             near = _near(parts, scope, question)
 
     def exactly(numbers: list[int]) -> list[tuple[int, bytes]]:
@@ -172,7 +174,7 @@ def _relevance(parts: Parts, query: str, entries: Sequence[Entry]) -> ranking.Sc
         return None
     texts = [f"{e.name}: {e.content}" if e.name else e.content for e in entries]  # the question may name who said it
     relevance: ranking.Scores | None = None
-    with _tolerated(parts, "ranking without the reranker", count="search_without_reranker"):
+    with tolerated(parts, "ranking without the reranker", count="search_without_reranker"):
         given = np.asarray(parts.reranker.rerank(query, texts), np.float64)
         if given.shape != (len(texts),) or not np.isfinite(given).all():
             raise ValueError(
@@ -256,13 +258,24 @@ def _allowed(
         named[[TYPE_NUMBER[kind] for kind in kinds]] = True
         allowed &= named[index.kind]
     if conditions.since is not None:
-        allowed &= index.created >= _time(conditions.since, "since")
+        allowed &= index.created >= microseconds(checked_time(conditions.since, "since"))
     if conditions.until is not None:
-        allowed &= index.created <= _time(conditions.until, "until")
-    return allowed
+        allowed &= index.created <= microseconds(checked_time(conditions.until, "until"))
+    return allowed if conditions.as_of == "ever" else allowed & _held(parts, index, conditions.as_of)
 
 
-def _time(value: datetime | str, name: str) -> int:
+def _held(parts: Parts, index: ScopeIndex, as_of: datetime | str | None) -> Row:
+    """What holds now, or had been said and held *as_of* a time."""
+    if as_of is None:
+        now = microseconds(parts.clock())
+        return (index.valid_from <= now) & (now < index.valid_to)
+    then = microseconds(checked_time(as_of, "as_of"))
+    begun = np.where(index.valid_from == np.iinfo(np.int64).min, index.created, index.valid_from)
+    return (begun <= then) & (then < index.valid_to)
+
+
+def checked_time(value: datetime | str, name: str) -> datetime:
+    """*value* as an aware time; `QueryError` if it is none."""
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
@@ -272,7 +285,7 @@ def _time(value: datetime | str, name: str) -> int:
             ) from None
     if not isinstance(value, datetime):
         raise QueryError(f"{name} must be a datetime or an ISO time such as 2026-05-03, not {brief(value)}")
-    return microseconds(utc(value))
+    return utc(value)
 
 
 def _question(
@@ -282,11 +295,11 @@ def _question(
     if parts.embedder is None:
         return None
     if pending:
-        with _tolerated(parts, "searching new entries by words alone"):
+        with tolerated(parts, "searching new entries by words alone"):
             embed_now(parts, scope)
     model = model or _model(parts)  # the first entries embedded make it known
     vector: npt.NDArray[np.float32] | None = None
-    with _tolerated(parts, "searching by words alone"):
+    with tolerated(parts, "searching by words alone"):
         given = embed_question(parts, scope, query)
         if model is not None and model[1] != len(given):
             raise EmbeddingError(f"its vectors have {len(given)} numbers, and those of this folder {model[1]}")
@@ -295,7 +308,7 @@ def _question(
 
 
 @contextmanager
-def _tolerated(parts: Parts, consequence: str, *, count: str = "search_without_vectors") -> Iterator[None]:
+def tolerated(parts: Parts, consequence: str, *, count: str = "search_without_vectors") -> Iterator[None]:
     """Turn what an embedder, an index or a reranker raises into a warning, and *count* it: the rest still answers."""
     try:
         yield
@@ -316,4 +329,14 @@ def _near(parts: Parts, scope: Scope, question: npt.NDArray[np.float32] | None) 
     return {there[key].number: similarity for key, similarity in found.items() if key in there}
 
 
-__all__ = ["Conditions", "Within", "checked_types", "index_of", "ranked", "search", "turns_before"]
+__all__ = [
+    "Conditions",
+    "Within",
+    "checked_time",
+    "checked_types",
+    "index_of",
+    "ranked",
+    "search",
+    "tolerated",
+    "turns_before",
+]

@@ -17,6 +17,7 @@ from ..types import Entry, Life, MemoryType, Message, Role, ToolCall, microsecon
 from . import edit, states, tasks
 from .ingest import encodable, to_compact
 from .parts import Parts, recorded
+from .resident import again
 from .states import Ref
 
 FORMAT = 1
@@ -154,7 +155,7 @@ def restore(parts: Parts, ref: Ref, snapshot: Mapping[str, Any]) -> None:
         return stored
 
     with resident.lock:
-        stored = edit.again(resident, made_so)
+        stored = again(resident, made_so)
         resident.forget()
         work = to_compact(parts, parts.window(scope))
     parts.changed()

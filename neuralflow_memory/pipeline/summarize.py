@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from ..errors import SummarizerError
-from ..types import Entry, Message, Summary
+from ..errors import ExtractionError, SummarizerError
+from ..rules.breaker import Breaker
+from ..types import Entry, Extraction, Message, Summary
 from .parts import Parts
 
 PATIENCE = 120.0  # seconds for one answer of the summarizer; then the floor writes the summary
 _DAY = 86_400
+T = TypeVar("T")
 _LONG = 2  # times the limit, up to which too long an answer is cut to size instead of being refused
 
 
@@ -47,7 +50,7 @@ def written(parts: Parts, messages: Sequence[Message], *, previous: str, limit: 
         return Written(
             parts.floor.summarize(messages, previous=previous, max_tokens=limit), parts.floor.name, plain=False
         )
-    if limit > 0 and _may_ask(parts):
+    if limit > 0 and may_ask(parts, parts.summarizer.name, parts.breaker):
         try:
             text = previous
             for piece in _readable(parts, messages):
@@ -65,15 +68,15 @@ def written(parts: Parts, messages: Sequence[Message], *, previous: str, limit: 
     )
 
 
-def _may_ask(parts: Parts) -> bool:
-    """Whether the breaker lets a call through, and today's money is not spent."""
+def may_ask(parts: Parts, name: str, breaker: Breaker) -> bool:
+    """Whether the *breaker* of the model *name* lets a call through, and today's money is not spent."""
     now = parts.clock().timestamp()
     cap, today = parts.settings.gemini.spend_cap, int(now // _DAY)
     if cap is not None and parts.ledger.spent(day=today)["cost"] >= cap:
-        parts.trouble = f"{parts.summarizer.name}: today's gemini.spend_cap of {cap} US dollars is spent"
-        parts.breaker.block(now, until=(today + 1) * _DAY)
+        parts.trouble = f"{name}: today's gemini.spend_cap of {cap} US dollars is spent"
+        breaker.block(now, until=(today + 1) * _DAY)
         return False
-    return parts.breaker.enter(now)
+    return breaker.enter(now)
 
 
 def _readable(parts: Parts, messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
@@ -94,34 +97,13 @@ def _readable(parts: Parts, messages: Sequence[Message]) -> Iterator[Sequence[Me
 
 
 def _answer(parts: Parts, messages: Sequence[Message], previous: str, limit: int, session: int) -> str:
-    """What the summarizer writes; an error when it takes longer than `PATIENCE`, and it is left to itself."""
-    answer: Future[str | Summary] = Future()
-    today = int(parts.clock().timestamp() // _DAY)
-
-    def ask() -> None:
-        took = Summary("")
-        try:
-            given = parts.summarizer.summarize(messages, previous=previous, max_tokens=limit)
-            took = given if isinstance(given, Summary) else took
-            failure = None
-        except BaseException as error:  # a cancellation or exit in a model is the model's, not ours
-            if isinstance(error, SummarizerError):
-                took = Summary("", error.input_tokens, error.output_tokens, error.cost)
-            failure = error if isinstance(error, Exception) else SummarizerError(f"{parts.summarizer.name}: {error!r}")
-        with suppress(Exception):  # the memory may have been closed meanwhile
-            parts.ledger.spend(session, day=today, summary=took)  # before the next call is weighed
-        if failure is None:
-            answer.set_result(given)
-        else:
-            answer.set_exception(failure)
-
-    threading.Thread(target=ask, name="neuralflow-summarizer", daemon=True).start()
-    try:
-        found = answer.result(PATIENCE)
-    except TimeoutError:
-        if answer.done():
-            raise  # the model's own
-        raise SummarizerError(f"{parts.summarizer.name} gave no answer within {PATIENCE:g} seconds") from None
+    """What the summarizer writes."""
+    found = answered(
+        parts,
+        lambda: parts.summarizer.summarize(messages, previous=previous, max_tokens=limit),
+        name=parts.summarizer.name,
+        session=session,
+    )
     text = found.text if isinstance(found, Summary) else found
     if not isinstance(text, str) or not text.strip():
         raise SummarizerError(f"{parts.summarizer.name} gave an empty summary")
@@ -132,4 +114,42 @@ def _answer(parts: Parts, messages: Sequence[Message], previous: str, limit: int
     return text if tokens <= limit else parts.floor.summarize([], previous=text, max_tokens=limit)
 
 
-__all__ = ["PATIENCE", "Written", "plain", "summarizer_ready", "written"]
+def answered(parts: Parts, ask: Callable[[], T], *, name: str, session: int) -> T:
+    """What the model *name* answers; an error when it takes longer than `PATIENCE`, and it is left to itself.
+
+    What it takes is counted for *session*.
+    """
+    answer: Future[T] = Future()
+    today = int(parts.clock().timestamp() // _DAY)
+
+    def asking() -> None:
+        took = Summary("")
+        try:
+            given = ask()
+            took = _taken(given) if isinstance(given, Summary | Extraction) else took
+            failure = None
+        except BaseException as error:  # a cancellation or exit in a model is the model's, not ours
+            if isinstance(error, SummarizerError | ExtractionError):
+                took = _taken(error)
+            failure = error if isinstance(error, Exception) else SummarizerError(f"{name}: {error!r}")
+        with suppress(Exception):  # the memory may have been closed meanwhile
+            parts.ledger.spend(session, day=today, summary=took)  # before the next call is weighed
+        if failure is None:
+            answer.set_result(given)
+        else:
+            answer.set_exception(failure)
+
+    threading.Thread(target=asking, name="neuralflow-model", daemon=True).start()
+    try:
+        return answer.result(PATIENCE)
+    except TimeoutError:
+        if answer.done():
+            raise  # the model's own
+        raise SummarizerError(f"{name} gave no answer within {PATIENCE:g} seconds") from None
+
+
+def _taken(by: Summary | Extraction | SummarizerError | ExtractionError) -> Summary:
+    return Summary("", by.input_tokens, by.output_tokens, by.cost)
+
+
+__all__ = ["PATIENCE", "Written", "answered", "may_ask", "plain", "summarizer_ready", "written"]

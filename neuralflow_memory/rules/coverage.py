@@ -413,6 +413,13 @@ def _negation(words: Iterable[str], told: str) -> str:
     return next((w for w in words if w in _NEGATING or w.endswith("n't")), "") or _part(_NEGATING_PART, told)
 
 
+def negations(text: str) -> int:
+    """How many words of *text* deny something."""
+    told = text.replace("’", "'")
+    found = sum(w in _NEGATING or w.endswith("n't") for w in sentences.words(told))
+    return found + (0 if told.isascii() else len(_NEGATING_PART.findall(told)))
+
+
 def _speakers(lines: Iterable[str]) -> frozenset[str]:
     matches = map(sentences.SPEAKER.match, lines)
     return frozenset(word for match in matches if match for word in sentences.words(match[1]))
@@ -423,4 +430,4 @@ def _function_words(text: str) -> frozenset[str]:
     return FUNCTION_WORDS.get(language_of(frozenset(sentences.words(text))), frozenset()) | _RUSSIAN
 
 
-__all__ = ["WORTH", "Coverage", "Fact", "Kind", "check", "facts", "pins"]
+__all__ = ["WORTH", "Coverage", "Fact", "Kind", "check", "facts", "negations", "pins"]

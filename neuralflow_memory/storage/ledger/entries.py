@@ -17,16 +17,25 @@ _PLAIN = 0  # codec tag of stored text and payload; others mean encrypted or com
 _COLUMNS = (
     "no, session, seq, position, key, id, type, role, name, agent_id, content, body, payload, metadata, codec, tags, "
     "category, source, importance, provenance, trust, sources, created_at, written_at, updated_at, expires_at, "
-    "version, tokens, counter, pinned"
+    "version, tokens, counter, pinned, valid_from, valid_to, supersedes, superseded_by"
 )
 _PUT = (
-    f"INSERT INTO entries ({_COLUMNS}) VALUES ({', '.join('?' * 30)}) ON CONFLICT (no) DO UPDATE SET "
+    f"INSERT INTO entries ({_COLUMNS}) VALUES ({', '.join('?' * len(_COLUMNS.split(', ')))}) ON CONFLICT (no) DO UPDATE SET "
     + ", ".join(f"{c} = excluded.{c}" for c in _COLUMNS.split(", ")[1:])
     + " WHERE excluded.version > entries.version"
 )
+_SESSION = len(_COLUMNS.split(", "))
 COLUMNS = f"{', '.join('e.' + c for c in _COLUMNS.split(', '))}, s.session_id"
 """What `entry_of` takes, of entries as `e` and their sessions as `s`; more may follow."""
 SELECT = f"SELECT {COLUMNS} FROM entries e JOIN sessions s ON s.id = e.session"
+_FIXED = {"no", "session", "seq", "position", "key", "id", "type", "agent_id", "written_at", "pinned"}
+"""What is the same in every version of an entry."""
+KEPT = ", ".join(c for c in _COLUMNS.split(", ") if c not in _FIXED)
+"""What a row of `versions` has, beside the entry's number."""
+SELECT_VERSIONS = (
+    f"SELECT {', '.join(('e.' if c in _FIXED else 'v.') + c for c in _COLUMNS.split(', '))}, s.session_id "
+    "FROM versions v JOIN entries e ON e.no = v.no JOIN sessions s ON s.id = e.session"
+)
 
 
 def _optional(when: datetime | None) -> int | None:
@@ -73,13 +82,17 @@ def row_of(entry: Entry, *, session: int, counter: str) -> tuple[Any, ...]:
         entry.tokens,
         counter,
         entry.pinned,
+        _optional(entry.valid_from),
+        _optional(entry.valid_to),
+        dumped(entry.supersedes, what="ids") if entry.supersedes else None,
+        entry.superseded_by,
     )
 
 
 def entry_of(row: Sequence[Any], *, scope: Scope) -> tuple[Entry, str]:
     """The entry in *row*, and the name of the counter that its `tokens` were counted with."""
     body = json.loads(row[11]) if row[11] else {}
-    session_id = row[30] or None
+    session_id = row[_SESSION] or None
     entry = Entry(
         id=row[5],
         key=row[4].hex(),
@@ -112,6 +125,10 @@ def entry_of(row: Sequence[Any], *, scope: Scope) -> tuple[Entry, str]:
         position=row[3],
         number=row[0],
         pinned=bool(row[29]),
+        valid_from=None if row[30] is None else moment(row[30]),
+        valid_to=None if row[31] is None else moment(row[31]),
+        supersedes=tuple(json.loads(row[32])) if row[32] else (),
+        superseded_by=row[33],
     )
     return entry, row[28]
 

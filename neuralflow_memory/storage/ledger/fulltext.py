@@ -13,11 +13,14 @@ from collections.abc import Iterable, Sequence
 from ...protocols import Feature
 from .schema import OWNER_SHIFT
 
-_COLUMNS = "no, session, seq, type, speaker, agent_id, created_at, expires_at, importance, words, traits, called, terms"
+_COLUMNS = (
+    "no, session, seq, type, speaker, agent_id, created_at, expires_at, valid_from, valid_to, importance, words, traits, "
+    "called, terms"
+)
 _PUT = (
-    f"INSERT INTO features ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (no) DO UPDATE SET "
+    f"INSERT INTO features ({_COLUMNS}) VALUES ({', '.join('?' * 15)}) ON CONFLICT (no) DO UPDATE SET "
     "speaker = excluded.speaker, agent_id = excluded.agent_id, created_at = excluded.created_at, "
-    "expires_at = excluded.expires_at, importance = excluded.importance, words = excluded.words, "
+    "expires_at = excluded.expires_at, valid_from = excluded.valid_from, valid_to = excluded.valid_to, importance = excluded.importance, words = excluded.words, "
     "traits = excluded.traits, called = excluded.called, terms = excluded.terms"
 )
 

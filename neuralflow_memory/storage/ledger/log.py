@@ -13,7 +13,7 @@ from dataclasses import replace
 from ...errors import ConflictError, NotFound
 from ...protocols import OnConflict, Record
 from ...types import Entry, MemoryType, Scope, microseconds, same_content
-from . import entries, fulltext, sessions, summaries, vectors
+from . import entries, extractions, fulltext, sessions, summaries, vectors
 from .schema import OWNER_SHIFT
 from .sessions import Head
 
@@ -101,6 +101,15 @@ def unchanged(db: sqlite3.Connection, entry: Entry, *, scope: Scope) -> None:
         raise ConflictError(f"an entry {entry.id!r} was written meanwhile; read it, and try again", id=entry.id)
 
 
+def all_unchanged(db: sqlite3.Connection, read: Sequence[Entry], *, scope: Scope) -> None:
+    """Raise unless all of *read* are as they were read: `NotFound` or `ConflictError`."""
+    numbers = json.dumps([e.number for e in read])
+    now = dict(db.execute("SELECT no, version FROM entries WHERE no IN (SELECT value FROM json_each(?))", (numbers,)))
+    for entry in read:
+        if now.get(entry.number) != entry.version:
+            place(db, entry, scope=scope)
+
+
 def no_twin(db: sqlite3.Connection, head: Head, entry: Entry) -> None:
     """Raise `ConflictError` if the session has an open task of the name that *entry*, a new one, has."""
     for own_id, metadata in db.execute(
@@ -137,6 +146,7 @@ def apply(
     if sources:
         now = microseconds(max(e.updated_at for e in sources))
         ids = [e.id for e in sources]
+        extractions.forget(db, {e.number: e.id for e in sources}, owner=head.owner, now=now)
         head.summary = summaries.unfold(
             db, owner=head.owner, session=head.session, changed=ids, now=now, restore=restore
         )

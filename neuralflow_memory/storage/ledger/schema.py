@@ -164,6 +164,46 @@ def _m011_transfer(db: sqlite3.Connection) -> None:
     db.execute("UPDATE tombstones SET asked = 1")  # of those from before nobody knows
 
 
+def _m010_versions(db: sqlite3.Connection) -> None:
+    # Since when and until when it holds, where that was said; and what it stands for, and what stands for it: ids.
+    since_until = {"valid_from": "INTEGER", "valid_to": "INTEGER"}
+    new = {"entries": since_until | {"supersedes": "TEXT", "superseded_by": "TEXT"}, "features": since_until}
+    for table, columns in new.items():
+        there = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
+        for name in columns.keys() - there:
+            db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {columns[name]}")
+    # Knowledge by how it begins: what is remembered again is looked up before it is written.
+    db.execute("CREATE INDEX IF NOT EXISTS entries_known ON entries (session, substr(content, 1, 64)) WHERE type = 2")
+    db.execute(
+        "CREATE INDEX IF NOT EXISTS entries_superseded ON entries (session, superseded_by) WHERE superseded_by IS NOT NULL"
+    )
+    # What an entry was before it was changed, but for what never changes of it.
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS versions (no INTEGER NOT NULL, version INTEGER NOT NULL, role TEXT, name TEXT, content TEXT NOT NULL, "
+        "body TEXT, payload TEXT, metadata TEXT, codec INTEGER NOT NULL, tags TEXT, category TEXT, source TEXT, "
+        "importance REAL NOT NULL, provenance TEXT NOT NULL, trust REAL NOT NULL, sources TEXT, created_at INTEGER NOT NULL, "
+        "updated_at INTEGER NOT NULL, expires_at INTEGER, tokens INTEGER NOT NULL, counter TEXT NOT NULL, "
+        "valid_from INTEGER, valid_to INTEGER, supersedes TEXT, superseded_by TEXT, PRIMARY KEY (no, version))"
+    )
+    # Segments whose turns were looked through for knowledge: how much was found, NULL while that has only failed.
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS extractions "
+        "(no INTEGER PRIMARY KEY, found INTEGER, attempts INTEGER NOT NULL DEFAULT 0)"
+    )
+    # The turns (source) that knowledge (no) was found in.
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS derivations "
+        "(source INTEGER NOT NULL, no INTEGER NOT NULL, PRIMARY KEY (source, no)) WITHOUT ROWID"
+    )
+    db.execute("CREATE INDEX IF NOT EXISTS derivations_by_no ON derivations (no)")
+    # However an entry is deleted, what is known of it goes with it.
+    db.execute(
+        "CREATE TRIGGER IF NOT EXISTS entries_gone AFTER DELETE ON entries BEGIN "
+        "DELETE FROM versions WHERE no = OLD.no; DELETE FROM extractions WHERE no = OLD.no; "
+        "DELETE FROM derivations WHERE no = OLD.no; END"
+    )
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _m001_tables,
     _m002_working_memory,
@@ -173,6 +213,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _m006_age_of_marks,
     _m007_changes,
     _m008_states,
+    _m010_versions,
     _m011_transfer,
 )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..._failpoints import failpoint
-from ...errors import BackupError, EmbeddingError, FolderError, FolderInUse, ModelMismatch
+from ...errors import BackupError, ConflictError, EmbeddingError, FolderError, FolderInUse, ModelMismatch
 from ...protocols import (
     Appended,
     Became,
@@ -34,8 +34,23 @@ from ...protocols import (
     ValueRecord,
     ValuesWritten,
 )
-from ...types import TYPE_NUMBER, Entry, Life, MemoryType, Scope, SessionInfo, Summary
-from . import backup, entries, fulltext, items, log, sessions, states, summaries, transfer, usage, vectors, windows
+from ...types import TYPE_NUMBER, Entry, Life, MemoryType, Scope, SessionInfo, Summary, microseconds
+from . import (
+    backup,
+    entries,
+    extractions,
+    fulltext,
+    items,
+    log,
+    sessions,
+    states,
+    summaries,
+    transfer,
+    usage,
+    vectors,
+    versions,
+    windows,
+)
 from .database import Database
 from .schema import OWNER_SHIFT
 from .sessions import KNOWLEDGE, Head
@@ -194,6 +209,7 @@ class SqliteLedger:
                     state = None
                 if written or state is not None:
                     head.active_at = now
+                    versions.keep(db, written)
                     log.apply(db, head, written, counter=self._counter)
                     sessions.save_head(db, head)
                 if any(record.entry.version > 1 for record in written):
@@ -208,19 +224,99 @@ class SqliteLedger:
         failpoint("append.committed")
         return Appended(ids, written, head.session, head.erase_epoch, stated=state is not None)
 
-    def change(self, scope: Scope, record: Record) -> tuple[Record, int]:
-        """Write a new version of an entry; it, and the number of its session.
+    def revise(
+        self,
+        scope: Scope,
+        *,
+        changed: Sequence[Record] = (),
+        added: Sequence[Record] = (),
+        read: Sequence[Entry] = (),
+        knowledge: bool = True,
+        extracted: Entry | None = None,
+        made_from: Sequence[tuple[str, int]] = (),
+    ) -> list[tuple[Record, int]]:
+        """Write new versions of *changed* and then *added*, all or none; each with the number of its session.
 
-        Raises `ConflictError` when the entry has changed since it was read, `NotFound` when it is gone.
+        *added* is knowledge, or was made from the session's turns (*knowledge* is False). *read*: what all this was made from.
+        *extracted*: the segment whose turns were looked through for it. *made_from*: ids of knowledge with numbers of turns that
+        say it, which it goes with when the last of them does, unless it was told as well.
+        Raises `ConflictError` when one of *changed* or *read* is not as it was read, or somebody else has added the same
+        knowledge; `NotFound` when one is gone.
         """
+        done: list[tuple[Record, int]] = []
         with self._db.lock, self._db.write() as db:
-            head = log.place(db, record.entry, scope=scope)
-            record = replace(record, entry=replace(record.entry, version=record.entry.version + 1))
-            log.apply(db, head, [record], counter=self._counter, edited=True)
-            vectors.forget_questions(db, head.owner)
+            log.all_unchanged(db, read, scope=scope)
+            for record in changed:
+                head = log.place(db, record.entry, scope=scope)
+                new = replace(record, entry=replace(record.entry, version=record.entry.version + 1))
+                versions.keep(db, [new])
+                log.apply(db, head, [new], counter=self._counter, edited=True)
+                done.append((new, head.session))
+            if done:
+                vectors.forget_questions(db, head.owner)
+            if added:
+                now = max(microseconds(r.entry.written_at) for r in added)
+                head = sessions.open_head(db, scope, session_id=_session_id(scope, knowledge=knowledge), now=now)
+                twin = versions.said_already(db, head, added, scope=scope) if knowledge else None
+                if twin is not None:
+                    raise ConflictError(f"knowledge {twin.id!r} says the same, and was written meanwhile", id=twin.id)
+                for record in added:
+                    entry = (
+                        log.placed(head, record.entry, version=1)
+                        if knowledge
+                        else log.placed_below(db, head, record.entry)
+                    )
+                    done.append((replace(record, entry=entry), head.session))
+                    log.apply(db, head, [done[-1][0]], counter=self._counter)
+                if knowledge:
+                    head.active_at = now
+                sessions.save_head(db, head)
+            extractions.link(db, [(self.key(scope, id=i, knowledge=True), number) for i, number in made_from])
+            if extracted is not None:
+                extractions.done(db, extracted, found=len({i for i, _ in made_from}))
             failpoint("change.applied")
         failpoint("change.committed")
-        return record, head.session
+        return done
+
+    def buried(self, scope: Scope, ids: Sequence[str]) -> dict[str, int]:
+        """When the owner's knowledge with these ids was deleted, by id; what was not is left out."""
+        keys = {bytes.fromhex(self.key(scope, id=i, knowledge=True)): i for i in ids}
+        with self._db.read() as db:
+            rows = [db.execute("SELECT key, deleted_at FROM tombstones WHERE key = ?", (k,)).fetchone() for k in keys]
+        return {keys[row[0]]: row[1] for row in rows if row is not None}
+
+    def unextracted(self, scope: Scope, *, attempts: int | None) -> list[Entry]:
+        """The session's segments whose turns were not looked through for knowledge yet, oldest first."""
+        with self._db.read() as db:
+            head = sessions.head(db, scope, session_id=_session_id(scope))
+            return [] if head is None else extractions.left(db, head, scope=scope, attempts=attempts)
+
+    def to_extract(self, *, attempts: int) -> list[Scope]:
+        """The sessions that have such segments."""
+        with self._db.read() as db:
+            return extractions.sessions_left(db, attempts=attempts)
+
+    def extraction_failed(self, segment: Entry) -> None:
+        with self._db.lock, self._db.write() as db:
+            extractions.failed(db, segment)
+
+    def known(self, scope: Scope, texts: Sequence[str]) -> dict[str, Entry]:
+        """The owner's knowledge (of the scope's agent) that says one of *texts*, word for word, and was not superseded."""
+        with self._db.read() as db:
+            head = sessions.head(db, scope, session_id=KNOWLEDGE)
+            return {} if head is None else versions.known(db, head, texts, scope=scope)
+
+    def history(self, scope: Scope, number: int) -> list[Entry]:
+        """What the owner's entry with this number was and is, oldest version first; empty when it is gone."""
+        with self._db.read() as db:
+            owner = sessions.owner_of(db, scope)
+            if owner is None or number >> OWNER_SHIFT != owner:
+                return []
+            db.execute("BEGIN")  # both as of one moment
+            try:
+                return versions.history(db, number, scope=scope, owner=owner)
+            finally:
+                db.execute("COMMIT")
 
     def drop(self, scope: Scope, doomed: Sequence[Entry], *, now: int, cleared: StateRecord | None = None) -> int:
         """Delete entries for good, leaving a tombstone each; how many there were.
@@ -242,11 +338,13 @@ class SqliteLedger:
                     gone.setdefault(row[0], {})[entry.number] = entry
             for session, theirs in gone.items():
                 ids = [e.id for e in theirs.values()]
+                extractions.forget(db, {n: e.id for n, e in theirs.items()}, owner=owner or 0, now=now)
                 # First: a summary that is deleted gives back what it covers, as one that has become stale does.
                 summaries.unfold(
                     db, owner=owner or 0, session=session, changed=ids, gone=theirs.keys(), asked=True, now=now
                 )
                 for number, entry in theirs.items():
+                    versions.release(db, number)
                     summaries.remove(db, number, bytes.fromhex(entry.key), owner=owner or 0, now=now, asked=True)
             count = sum(len(theirs) for theirs in gone.values())
             if owner is not None and count:
@@ -279,6 +377,7 @@ class SqliteLedger:
                 if isinstance(record, Record):
                     log.unchanged(db, record.entry, scope=scope)
             written = windows.arrange(db, head, kept)
+            versions.keep(db, written)
             log.apply(db, head, written, counter=self._counter, restore=False)
             if any(record.entry.version > 1 for record in written):
                 vectors.forget_questions(db, head.owner)
@@ -325,9 +424,10 @@ class SqliteLedger:
             head = sessions.head(db, scope, session_id=_session_id(scope))
             if head is None:
                 return []
-            where = "e.session = ? AND e.seq < 0 AND e.type = 3 AND e.no IS NOT ?"
+            where = "e.session = ? AND e.seq < 0 AND e.type = 3 AND e.no IS NOT ? AND substr(e.id, 1, 8) != ?"
             tail = "ORDER BY e.no DESC" if last is None else f"ORDER BY e.no DESC LIMIT {int(last)}"
-            rows = entries.select(db, where, (head.session, head.summary), scope=scope, owner=head.owner, tail=tail)
+            given = (head.session, head.summary, summaries.EPISODE)
+            rows = entries.select(db, where, given, scope=scope, owner=head.owner, tail=tail)
             return sorted((e for e, _ in rows), key=lambda e: int(e.metadata.get("first", e.number)))
 
     def pin(self, scope: Scope, pinned: Sequence[Entry], *, to: bool) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from . import vectors
+
+EPISODE = "episode-"
+"""What ids of episodes begin with: they stand among segments, and are no part of the summary."""
 
 
 def remove(
@@ -36,13 +39,13 @@ def unfold(
     *,
     owner: int,
     session: int,
-    changed: Iterable[str],
+    changed: Collection[str],
     now: int,
     gone: Collection[int] = (),
     asked: bool = False,
     restore: bool = True,
 ) -> int | None:
-    """Delete the segments of *session* that were made from the entries *changed* (ids), and the summary made from those.
+    """Delete the segments and episodes of *session* that were made from the entries *changed* (ids), and the summary of those.
 
     Those *gone* are deleted whatever they were made from, and *asked* says whether somebody wanted them to go.
 
@@ -60,16 +63,18 @@ def unfold(
     for number, key, own_id, sources in rows:
         made_from = json.loads(sources or "[]")
         if number in gone or not tainted.isdisjoint(made_from):
-            tainted.add(own_id)
             stale[number] = key
-            uncovered += made_from
-        elif number != current:
+            if not own_id.startswith(EPISODE):
+                tainted.add(own_id)
+                uncovered += made_from
+        elif number != current and not own_id.startswith(EPISODE):
             covered.update(made_from)
-    if not stale:
-        return current
+    summed = any(number in stale and not own_id.startswith(EPISODE) for number, _, own_id, _ in rows)
     for number, key, _, _ in rows:
-        if number in stale or number == current:
+        if number in stale or (summed and number == current):
             remove(db, number, key, owner=owner, now=now, asked=asked and number in gone)
+    if not summed:
+        return current
     db.execute("UPDATE sessions SET summary = NULL, version = version + 1 WHERE id = ?", (session,))
     if restore:
         back = db.execute(

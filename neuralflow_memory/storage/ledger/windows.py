@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ...protocols import Record, StoredWindow
 from ...types import Entry, Scope
-from . import entries, log
+from . import entries, log, summaries
 from .sessions import Head
 
 
@@ -22,15 +22,16 @@ def load(db: sqlite3.Connection, head: Head, *, scope: Scope, counter: str) -> S
     kept = found("e.session = ? AND e.position IS NOT NULL", head.session)
     summary = found("e.no = ?", head.summary) if head.summary is not None else []
     tasks = found("e.session = ? AND e.type = 1", head.session)
-    segments = "SELECT 1 FROM entries WHERE session = ? AND seq < 0 AND type = 3 LIMIT 1"
-    unsummed = not summary and db.execute(segments, (head.session,)).fetchone() is not None
+    derived = "SELECT max(substr(id, 1, 8) != ?), count(*) FROM entries WHERE session = ? AND seq < 0 AND type = 3"
+    segments, made = (0, 0) if summary else db.execute(derived, (summaries.EPISODE, head.session)).fetchone()
     return StoredWindow(
         kept,
         summary[0] if summary else None,
         head.session,
         head.erase_epoch,
         tasks,
-        unsummed=unsummed,
+        unsummed=bool(segments),
+        episodes=bool(made),
         model=head.model,
     )
 

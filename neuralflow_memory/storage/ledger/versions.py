@@ -1,0 +1,69 @@
+"""What entries were before they were changed; and knowledge that says the same, or that stands for other knowledge."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from ...protocols import Record
+from ...types import Entry, MemoryType, Scope
+from . import entries, vectors
+from .sessions import Head
+
+MOST = 100
+"""Versions kept of an entry, beside the one that it is; the oldest go first."""
+_KEEP = f"INSERT OR IGNORE INTO versions (no, {entries.KEPT}) SELECT no, {entries.KEPT} FROM entries WHERE no = ?"
+# SQLite would take the range of the numbers instead, and put the text into substr() if it were compared without the plus.
+_KNOWN = (
+    "e.no IN (SELECT no FROM entries INDEXED BY entries_known WHERE session = ? AND type = 2 "
+    "AND substr(content, 1, 64) = substr(?, 1, 64) AND +content = ? AND agent_id IS ? AND valid_to IS NULL) "
+    "AND e.no NOT IN (SELECT no FROM item_texts WHERE no = e.no)"
+)
+
+
+def keep(db: sqlite3.Connection, records: Sequence[Record]) -> None:
+    """Keep what is stored of the entries that *records* are new versions of."""
+    for entry in (r.entry for r in records if r.entry.version > 1):
+        db.execute(_KEEP, (entry.number,))
+        db.execute("DELETE FROM versions WHERE no = ? AND version < ?", (entry.number, entry.version - MOST))
+
+
+def history(db: sqlite3.Connection, number: int, *, scope: Scope, owner: int) -> list[Entry]:
+    """What an entry of *owner* was and is, oldest version first."""
+    rows = db.execute(f"{entries.SELECT_VERSIONS} WHERE v.no = ? ORDER BY v.version", (number,))
+    before = [entries.entry_of(row, scope=scope)[0] for row in rows]
+    return [*before, *(entry for entry, _ in entries.select(db, "e.no = ?", (number,), scope=scope, owner=owner))]
+
+
+def known(db: sqlite3.Connection, head: Head, texts: Sequence[str], *, scope: Scope) -> dict[str, Entry]:
+    """Knowledge of the scope's agent that says one of *texts* and was not superseded, by text; values' texts are none."""
+    found: dict[str, Entry] = {}
+    for text in texts:
+        given = (head.session, text, text, scope.agent_id)
+        for entry, _ in entries.select(db, _KNOWN, given, scope=scope, owner=head.owner, tail="LIMIT 1"):
+            found[text] = entry
+    return found
+
+
+def release(db: sqlite3.Connection, number: int) -> bool:
+    """Let hold again what the entry with *number*, which is about to be deleted, stands for; whether there was any."""
+    row = db.execute("SELECT session, id FROM entries WHERE no = ? AND supersedes IS NOT NULL", (number,)).fetchone()
+    if row is None:
+        return False
+    freed = db.execute("SELECT no FROM entries WHERE session = ? AND superseded_by = ?", row).fetchall()
+    for (other,) in freed:
+        db.execute(_KEEP, (other,))
+        key, version = db.execute(
+            "UPDATE entries SET valid_to = NULL, superseded_by = NULL, version = version + 1 WHERE no = ? "
+            "RETURNING key, version",
+            (other,),
+        ).fetchone()
+        db.execute("UPDATE features SET valid_to = NULL WHERE no = ?", (other,))
+        vectors.mark(db, [(other, key, version)])
+    return bool(freed)
+
+
+def said_already(db: sqlite3.Connection, head: Head, added: Sequence[Record], *, scope: Scope) -> Entry | None:
+    """Knowledge that says what one of *added* does."""
+    texts = [r.entry.content for r in added if r.entry.type is MemoryType.LONG_TERM]
+    return next(iter(known(db, head, texts, scope=scope).values()), None)
