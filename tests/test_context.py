@@ -304,3 +304,25 @@ def test_a_brief_answer_is_quoted_with_what_it_answers(opened):
     (block,) = [m.text for m in chat.context(max_tokens=2000).messages if m.metadata]
     assert block.count("Which colour shall it have, then?") == 1
     assert f"- [{day}] user: Pale blue wall." in block
+
+
+def test_what_is_said_again_is_quoted_once(opened):
+    """Also where a word more is said; another number, or a denial, says something else."""
+    memory = opened(embedder="none")
+    for n, text in enumerate(
+        [
+            "My seat in the theatre is number 12, in the third row on the left side.",
+            "My seat in the theatre is number 12, in the third row on the left side, please.",
+            "My seat in the theatre is number 21, in the third row on the left side.",
+            "My seat in the theatre is not number 12, in the third row on the left side.",
+        ]
+    ):
+        memory.session(f"old-{n}", user_id="ada").add(text)
+    chat = memory.session("new", user_id="ada")
+    chat.add("Which seat in the theatre is mine?")
+    made = chat.context(max_tokens=2000)
+    (block,) = [m.text for m in made.messages if m.metadata]
+    assert block.count("number 12, in the third") == 2
+    assert "is not number 12" in block
+    assert "number 21" in block
+    assert [c.reason for c in made.report if c.part == "hit" and not c.included] == ["another quote says the same"]

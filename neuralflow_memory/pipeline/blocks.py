@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
+from ..rules import duplicates
 from ..rules.budget import MESSAGE_OVERHEAD
 from ..types import Candidate, Entry, Hit, MemoryType, Message
 from .compact import shown
@@ -32,6 +34,7 @@ _RELEVANT = 0.3
 # Whatever the best is; the same chats: 0.1 leaves out 14 % and 0.3 %.
 _LEAST = 0.08
 _WORD = re.compile(r"\w+")
+_NEARLY = 0.8  # share of words in common, below which two texts are not looked at more closely
 _BRIEF = 6  # words
 _LONGEST_BEFORE = 40  # tokens of the turn that a brief one answers
 _LINE = 7  # tokens of a line's date and speaker, about
@@ -151,8 +154,12 @@ class Blocks:
             return
         limit = self.cost + room
         left = room - self.parts.count_again(f"\n\n{_HITS}\n") - MESSAGE_OVERHEAD
+        repeated: set[str] = set()
         for quote in quotes:
             if quote.relevant and quote.hit.entry.key not in sent and left > 0 and len(self.quotes) < MOST_HITS:
+                if any(_repeats(quote.hit.entry, other.hit.entry) for other in self.quotes):
+                    repeated.add(quote.hit.entry.key)
+                    continue
                 written = self._written(quote, sent=sent)
                 if written.cost <= left:
                     self.quotes.append(written)
@@ -162,7 +169,8 @@ class Blocks:
         taken = {q.hit.entry.key: q for q in self.quotes}
         for quote in quotes:
             written = taken.get(quote.hit.entry.key, quote)
-            self.report.append(_reported(written, inside=written is not quote, sent=sent))
+            inside = written is not quote
+            self.report.append(_reported(written, inside=inside, sent=sent, repeated=quote.hit.entry.key in repeated))
 
     def _written(self, quote: Quote, *, sent: set[str]) -> Quote:
         """*quote* with its line, which tokens and time are spent on only for what may be taken."""
@@ -254,12 +262,28 @@ def quotes(parts: Parts, hits: Iterable[Hit], query: str, *, before: Mapping[int
     return found
 
 
-def _reported(quote: Quote, *, inside: bool, sent: set[str]) -> Candidate:
+@lru_cache(maxsize=512)
+def _words(text: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(text.casefold()))
+
+
+def _repeats(one: Entry, other: Entry) -> bool:
+    """Whether two entries of one role say the same, word for word or nearly (`rules.duplicates`)."""
+    words, others = _words(one.content), _words(other.content)
+    least = _NEARLY * max(len(words), len(others))
+    if one.role != other.role or min(len(words), len(others)) < least or len(words & others) < least:
+        return False  # which is soon told of nearly all
+    return duplicates.same(duplicates.said(one.content), duplicates.said(other.content), None)
+
+
+def _reported(quote: Quote, *, inside: bool, sent: set[str], repeated: bool) -> Candidate:
     hit = quote.hit
     if inside:
         reason = "found by search" + (", cut to what says most about the question" if quote.cut else "")
     elif hit.entry.key in sent:
         reason = "sent as a turn"
+    elif repeated:
+        reason = "another quote says the same"
     elif not quote.relevant:
         reason = f"too far from the question: {relevance(hit):.2f}"
     else:
