@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from neuralflow_memory.types import Message
 
 from .measure import WARM_UP, interleaved, timed
-from .rows import Goal, Row, compared
+from .rows import Row, at_most, compared
 from .sizes import Bench
 from .texts import Texts
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 SECTION = "processes"
 _OTHERS = 7
-_PACES = ((20, "others write 20 turns a second each"), (0, "others write as fast as they can"))
-"""Turns a second of each of the others; 0 stands for all that it can."""
+_PACES = {20: "20 turns a second each", 0: "as fast as they can"}
+"""How others write, by turns a second of each."""
 _WORDS = 85
 _BATCH = 50
 """Turns that are written at once."""
@@ -37,37 +37,34 @@ def processes(bench: Bench) -> Iterator[Row]:
     shared, apart = bench.folder / "shared", bench.folder / "apart"
     with ExitStack() as stack:
         memory = stack.enter_context(open_memory(shared, embedder="none", summarizer="extractive"))
-        open_memory(apart, embedder="none", summarizer="extractive").close()
-        here, there = (stack.enter_context(_writers(folder)) for folder in (shared, apart))
+        others = stack.enter_context(_writers([shared, apart]))
         session, texts = memory.session("ours", user_id="ours"), Texts(11)
-        for pace, how in _PACES:
+        for pace, how in _PACES.items():
             took: dict[str, list[float]] = {"shared": [], "apart": []}
             # Each kind of company in turns, so that what else the machine does falls on both alike.
             for _ in range(bench.sizes.crowd_rounds):
-                for name, crowd in (("shared", here), ("apart", there)):
-                    own = _turns(session, texts, beside=crowd, pace=pace, turns=bench.sizes.crowd_turns)
-                    took[name].append(median(own))
+                for place, name in enumerate(took):
+                    for writer in others:
+                        writer.tell(f"{place} {pace}")
+                    took[name].append(_turn_of(session, texts, turns=bench.sizes.crowd_turns))
+                    for writer in others:
+                        writer.tell("end")
             yield compared(
                 SECTION,
-                f"a turn, while {_OTHERS} {how}",
+                f"a turn, while {_OTHERS} others write {how}",
                 took["shared"],
                 against=f"the same while {_OTHERS} do so in another folder",
                 peer=took["apart"],
-                goal=Goal("at most 1.3 x", most=1.3, of="ratio"),
+                goal=at_most(1.3) if pace else None,
                 note="medians of rounds" if pace else "one writes at a time: the limit is SQLite's",
             )
         yield _at_once(memory, texts, rounds=bench.sizes.crowd_turns)
 
 
-def _turns(session: Session, texts: Texts, *, beside: Sequence[_Writer], pace: int, turns: int) -> list[float]:
-    """Seconds of each of so many turns, beside writers that don't stop before."""
-    for writer in beside:
-        writer.begin(pace)
+def _turn_of(session: Session, texts: Texts, *, turns: int) -> float:
+    """Seconds of a turn: the median of so many."""
     said = [_said(texts) for _ in range(turns + WARM_UP)]
-    took = [timed(lambda turn=turn: _turn(session, turn)) for turn in said]  # type: ignore[misc]
-    for writer in beside:
-        writer.end()
-    return took[WARM_UP:]
+    return median([timed(lambda turn=turn: _turn(session, turn)) for turn in said][WARM_UP:])  # type: ignore[misc]
 
 
 def _at_once(memory: Memory, texts: Texts, *, rounds: int) -> Row:
@@ -101,8 +98,8 @@ def _turn(session: Session, said: Sequence[Message]) -> None:
 
 
 @contextmanager
-def _writers(folder: Path) -> Iterator[list[_Writer]]:
-    writers = [_Writer(folder, number) for number in range(_OTHERS)]
+def _writers(folders: Sequence[Path]) -> Iterator[list[_Writer]]:
+    writers = [_Writer(folders, number) for number in range(_OTHERS)]
     try:
         for writer in writers:
             writer.answer()
@@ -116,23 +113,18 @@ def _writers(folder: Path) -> Iterator[list[_Writer]]:
 class _Writer:
     """A process that takes turns in a session of its own, when it is told to."""
 
-    def __init__(self, folder: Path, number: int) -> None:
-        command = [sys.executable, "-W", "ignore", "-m", "neuralflow_memory.bench.crowd", str(folder), str(number)]
+    def __init__(self, folders: Sequence[Path], number: int) -> None:
+        module = "neuralflow_memory.bench.crowd"
+        command = [sys.executable, "-W", "ignore", "-m", module, str(number), *map(str, folders)]
         self.process = subprocess.Popen(  # noqa: S603 - our own code
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
 
-    def begin(self, pace: int) -> None:
-        self._say(str(pace))
-        self.answer()
-
-    def end(self) -> None:
-        self._say("end")
-        self.answer()
-
-    def _say(self, line: str) -> None:
+    def tell(self, line: str) -> None:
+        """Say which folder to write to, by its place, and how fast; or "end"."""
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
+        self.answer()
 
     def answer(self) -> None:
         assert self.process.stdout is not None
@@ -140,8 +132,8 @@ class _Writer:
             raise RuntimeError("a process that was to write beside ours has ended; its error is above")
 
 
-def _write(folder: str, number: str) -> None:
-    """What such a process does: a line is a pace to write at until the next line comes."""
+def _write(number: str, *folders: str) -> None:
+    """What such a process does: a line names a folder and a pace to write at until the next line comes."""
     import queue
     import threading
     import time
@@ -157,14 +149,15 @@ def _write(folder: str, number: str) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     texts = Texts(100 + int(number))
-    with open_memory(folder, embedder="none", summarizer="extractive") as memory:
-        session = memory.session(f"other-{number}", user_id=f"other-{number}")
+    with ExitStack() as stack:
+        memories = [stack.enter_context(open_memory(f, embedder="none", summarizer="extractive")) for f in folders]
+        sessions = [m.session(f"other-{number}", user_id=f"other-{number}") for m in memories]
         print("open", flush=True)  # noqa: T201 - it is what the parent reads
         while (line := lines.get()) != "":
-            pace, due = int(line), time.perf_counter()
+            (place, pace), due = map(int, line.split()), time.perf_counter()
             print("begun", flush=True)  # noqa: T201
             while lines.empty():
-                _turn(session, _said(texts))
+                _turn(sessions[place], _said(texts))
                 due = max(due + 1 / pace, time.perf_counter()) if pace else 0.0
                 time.sleep(max(0.0, due - time.perf_counter()))
             lines.get()

@@ -32,8 +32,8 @@ class Sizes:
     loop_runs: int = 5
     loop_calls: int = 200
     loop_entries: int = 1_000
-    crowd_rounds: int = 6
-    crowd_turns: int = 40
+    crowd_rounds: int = 4
+    crowd_turns: int = 30
     """A round, while others write."""
     sessions: int = 10_000
     """Idle ones."""
