@@ -232,7 +232,7 @@ class Write:
                     raise
             else:
                 return
-            time.sleep(random.uniform(0.0002, 0.002))
+            time.sleep(random.uniform(0.00005, 0.0005))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
