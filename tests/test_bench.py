@@ -48,7 +48,7 @@ def test_every_section_yields_rows_that_are_json(run, tmp_path):
     assert found["versions"]["chromadb"]
     assert all(set(row) == FIELDS for row in found["rows"])
     measured = {row["section"] for row in found["rows"] if row["ours"] is not None}
-    assert measured == {"turn", "search", "ingest", "event loop", "footprint"}
+    assert measured == {"turn", "search", "ingest", "event loop", "processes", "footprint"}
     (embedding,) = [row for row in found["rows"] if row["section"] == "embedding"]
     assert "without the model" in embedding["note"]
     assert all(math.isfinite(row["ours"]) for row in found["rows"] if row["ours"] is not None)
@@ -213,5 +213,5 @@ def test_sizes_are_those_of_the_goals():
     assert set(scopes._LIMITS) <= set(FULL.owners)
     assert FULL.sessions == 10_000
     assert (FULL.loop_calls, FULL.loop_runs) == (200, 5)
-    assert set(SECTIONS) == {"turn", "search", "ingest", "embedding", "loop", "footprint"}
+    assert set(SECTIONS) == {"turn", "search", "ingest", "embedding", "loop", "processes", "footprint"}
     assert QUICK.scaled(0.001).turns == (8,)
