@@ -345,6 +345,8 @@ class MovedEntry:
         counter: What its tokens were counted with.
         summary: It is its session's current summary.
         value: Namespace and key of the value that is found by it.
+        extraction: Of a segment whose turns were looked through: how much was found, None if that has only failed, and how often
+            it has.
         vector: Its float32 bytes. `hash`: what they are to be kept under, by whom they are for.
     """
 
@@ -355,6 +357,7 @@ class MovedEntry:
     value: tuple[Namespace, str] | None = None
     vector: bytes | None = None
     hash: bytes = b""
+    extraction: tuple[int | None, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,7 +381,34 @@ class MovedMargin:
     m2: float
 
 
-Moved = MovedSession | MovedEntry | MovedValue | MovedMargin
+@dataclass(frozen=True, slots=True)
+class MovedState:
+    """A version of a session's state on its way. `stands`, of the newest: its life, as of when and at which last place."""
+
+    scope: Scope
+    record: StateRecord
+    stands: tuple[Life, int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MovedVersion:
+    """What an entry was before it was changed: it has that version's number. It follows the entry."""
+
+    entry: Entry
+    knowledge: bool
+    counter: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MovedDerivation:
+    """That knowledge (an id) was found in a turn (an id) of the scope's session, and in which it says so itself."""
+
+    scope: Scope
+    turn: str
+    known: str
+
+
+Moved = MovedSession | MovedState | MovedEntry | MovedVersion | MovedValue | MovedDerivation | MovedMargin
 
 
 @dataclass(slots=True)
@@ -746,8 +776,8 @@ class Ledger(Protocol):
     ) -> Iterator[Moved]:
         """All that is stored, or what is of a tenant or a user, as of one moment; with the vectors of *model*.
 
-        Owner after owner: its sessions, its entries in the order in which they were written, its values. Records have no
-        terms.
+        Owner after owner: its sessions, each with the versions of its state, its entries in the order in which they were
+        written, each with its earlier versions, its values, what was found in which turns. Records have no terms.
         """
         ...
 
@@ -766,7 +796,8 @@ class Ledger(Protocol):
 
         A session that is new here becomes what it was; *source* names the dump, so that several calls can make it. In one
         that was here, turns come after those that are here. What was deleted here is left out unless *restore_deleted*,
-        and what was made from it, or from one of *tainted*. Doing it again changes nothing.
+        and what was made from it, or from one of *tainted*. Doing it again changes nothing. The versions of a state or an entry
+        have to come with it, in one call.
         """
         ...
 
@@ -966,10 +997,13 @@ __all__ = [
     "Loaded",
     "Lock",
     "Moved",
+    "MovedDerivation",
     "MovedEntry",
     "MovedMargin",
     "MovedSession",
+    "MovedState",
     "MovedValue",
+    "MovedVersion",
     "Namespace",
     "OnConflict",
     "Record",

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import threading
 import tracemalloc
+from contextlib import suppress
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 
@@ -17,20 +18,37 @@ from hypothesis import strategies as st
 
 import neuralflow_memory._failpoints as failpoints
 from neuralflow_memory import (
+    Extraction,
+    Finding,
     FormatError,
     InputError,
     MemoryType,
     Message,
     ScopeError,
+    StateError,
     StorageError,
     ToolCall,
     open_memory,
 )
-from neuralflow_memory.pipeline.records import EntryLine
+from neuralflow_memory.pipeline.records import EntryLine, VersionLine
 from neuralflow_memory.testing import HashingEmbedder, ManualClock
 from neuralflow_memory.types import Entry
 
 PLAIN = {"embedder": "none", "pruning": SMALL}
+
+
+class Reader:
+    """Finds in each message that says "fact" what comes after it."""
+
+    name = "reader"
+
+    def __init__(self):
+        self.read = []
+
+    def extract(self, messages):
+        self.read += [m.id for m in messages]
+        facts = [Finding(m.content.split("fact: ")[1], (m.id,)) for m in messages if "fact: " in m.content]
+        return Extraction(tuple(facts))
 
 
 def records(file):
@@ -67,10 +85,17 @@ def fill(memory):
             ]
         )
         memory.flush()
-    chat.add(Message("system", "Be brief."))
+        if n % 4 == 1:
+            chat.state.update({"bed": {"n": n}, "ü": None}, why="counted")
+    chat.add(Message("system", "Be brief."), state={"brief": True})
     chat.pin("u3")
+    chat.entries.update("u1", content=[{"type": "text", "text": "Bed 1 is empty."}])
+    chat.entries.update("u1", metadata={})
     chat.entries.update("u11", tags=["beans", "ü"], importance=0.125, metadata={"changed": True})
     chat.remember("Ada likes the south wall.", tags=["a"], category="garden/beds", importance=0.75)
+    south = next(e.id for e in chat.entries.list(types=["long_term"]) if "south wall" in e.content)
+    chat.entries.update(south, content="Ada likes any south wall.", tags=[])
+    chat.remember("Ada likes the north wall.", supersedes=south)
     chat.remember("Until May.", expires_at=datetime(2040, 5, 1, tzinfo=UTC), type=MemoryType.EPISODIC)
     with chat.task("over") as task:
         task.note("it was done")
@@ -84,6 +109,14 @@ def fill(memory):
     memory.session("x", user_id="ada", tenant="other").add("Elsewhere.")
     memory.session("gone", user_id="bob").add(["One.", Message("user", "Two.", id="two")])
     memory.session("gone", user_id="bob").entries.delete("two")
+    told = memory.session("told", user_id="bob")
+    for n in range(3):
+        told.add([Message("user", f"This is a fact: Bob has {n % 2} hens.", id=f"t{n}"), "Nothing much", "I see"])
+        memory.flush()
+    told.state.update(hens=1)
+    told.state.transition(life="closed", why="all said")
+    memory.session("cleared").state.update(x=1)
+    memory.session("cleared").clear()
     memory.flush()
     return chat
 
@@ -99,7 +132,20 @@ def shown(memory):
                 {f.name: getattr(e, f.name) for f in fields(e) if f.name not in own} for e in chat.entries.list()
             ]
             window = [m.id for m in chat.messages(view="window")]
-            found[user, tenant, info.session_id] = [info, entries, window, chat.messages(), chat.summary()]
+            before = {
+                e.id: [(v.version, v.content, v.tags, v.tokens) for v in chat.entries.history(e.key)]
+                for e in chat.entries.list()
+            }
+            state = [chat.state.get(), chat.state.history()]
+            found[user, tenant, info.session_id] = [
+                info,
+                entries,
+                window,
+                chat.messages(),
+                chat.summary(),
+                before,
+                state,
+            ]
         values = memory.values(user_id=user, tenant=tenant)
         found[user, tenant] = sorted(
             (v.namespace, v.key, v.value, v.created_at, v.updated_at, v.expires_at) for v in values.search((), limit=99)
@@ -107,9 +153,17 @@ def shown(memory):
     return found
 
 
+def ties(memory):
+    """Turn and knowledge of each tie between them, and what is known of the segments that were looked through."""
+    with memory._core.parts.ledger._db.read() as db:
+        found = "SELECT t.id, k.id FROM derivations d JOIN entries t ON t.no = d.source JOIN entries k ON k.no = d.no ORDER BY 1, 2"
+        looked = "SELECT e.id, x.found, x.attempts FROM extractions x JOIN entries e USING (no) ORDER BY 1"
+        return db.execute(found).fetchall(), db.execute(looked).fetchall()
+
+
 @pytest.fixture
 def filled(opened, folder):
-    memory = opened(clock=ManualClock(), pruning=SMALL)
+    memory = opened(clock=ManualClock(), pruning=SMALL, extractor=Reader())
     fill(memory)
     return memory
 
@@ -125,7 +179,11 @@ def test_a_round_trip_is_exact(opened, filled, tmp_path):
     other.export(tmp_path / "b.jsonl")
     assert body(tmp_path / "b.jsonl") == body(tmp_path / "a.jsonl")
     assert shown(other) == shown(filled)
+    assert ties(other) == ties(filled)
+    assert [turn for turn, _ in ties(other)[0]] == ["t0", "t1", "t2"]
     assert other.stats()["margins"] == filled.stats()["margins"] != {}
+    kinds = {r["kind"] for r in records(tmp_path / "a.jsonl")[1:-1]}
+    assert kinds == {"session", "state", "entry", "version", "value", "derivation", "margin"}
     kinds = {e["type"] for e in records(tmp_path / "a.jsonl") if e["kind"] == "entry"}
     assert kinds == {"short_term", "working", "long_term", "episodic"}
 
@@ -151,6 +209,133 @@ def test_what_was_imported_is_used_as_if_it_had_never_moved(opened, filled, tmp_
     assert task.get("bed") == {"n": 4}
     assert after.summary() == before.summary() != ""
     assert index_keys(other) == live_keys(other)
+
+
+def test_what_was_found_in_turns_goes_with_them_elsewhere_too(opened, filled, tmp_path):
+    """Nothing is looked through twice, and knowledge goes with the last turn that says it."""
+    filled.export(tmp_path / "a.jsonl")
+    reader = Reader()
+    other = opened(tmp_path / "other", clock=ManualClock(), pruning=SMALL, extractor=reader)
+    other.import_(tmp_path / "a.jsonl")
+    other.flush()
+    told = other.session("told", user_id="bob")
+    left = {m.id for m in told.messages()} - set(filled._core.parts.extractor.read)
+    assert set(reader.read) <= left
+    known = {e.content for e in told.entries.list(types=["long_term"])}
+    assert {"Bob has 0 hens.", "Bob has 1 hens."} <= known
+    told.entries.update("t1", content="Nothing.")
+    assert {e.content for e in told.entries.list(types=["long_term"])} == known - {"Bob has 1 hens."}
+    assert other.import_(tmp_path / "a.jsonl").entries == 0
+    assert {e.content for e in told.entries.list(types=["long_term"])} == known - {"Bob has 1 hens."}
+
+
+def test_a_tie_that_was_cut_here_stays_cut(opened, filled, tmp_path):
+    """Also where its turn reads again as it does in the file: what was said anew was not looked through."""
+    filled.export(tmp_path / "a.jsonl")
+    other = opened(tmp_path / "other", clock=ManualClock(), pruning=SMALL)
+    other.import_(tmp_path / "a.jsonl")
+    told = other.session("told", user_id="bob")
+    said = told.entries.get("t0").content
+    told.entries.update("t0", content="Nothing.")
+    told.entries.update("t0", content=said)
+    before = ties(other)[0]
+    assert [turn for turn, _ in before] == ["t1", "t2"]
+    other.import_(tmp_path / "a.jsonl")
+    assert ties(other)[0] == before
+
+
+def test_a_file_of_the_format_before_stays_readable(opened, filled, tmp_path):
+    """It says nothing of states, earlier versions and what was found where; all else is as ever."""
+    filled.export(tmp_path / "a.jsonl")
+    lines = (tmp_path / "a.jsonl").read_bytes().splitlines()
+    older = [json.loads(line) for line in lines[:-1]]
+    older[0]["format"] = 1
+    older = [r for r in older if r["kind"] not in ("state", "version", "derivation")]
+    for record in older:
+        record.pop("extraction", None)
+    (tmp_path / "a.jsonl").write_bytes(json.dumps(older[0]).encode() + b"\n")
+    rewritten(tmp_path / "a.jsonl", [json.dumps(r).encode() for r in older[1:]])
+    other = opened(tmp_path / "other", clock=ManualClock(), pruning=SMALL)
+    assert other.import_(tmp_path / "a.jsonl").entries == rows(filled)["entries"]
+    there, here = shown(filled), shown(other)
+    assert here.keys() == there.keys()
+    assert all(here[k][:5] == there[k][:5] for k in here if len(k) == 3)
+    assert other.session("told", user_id="bob").state.get().version == 0
+    assert ties(other) == ([], [])
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_versions_come_with_what_they_are_of(opened, filled, tmp_path, monkeypatch, size):
+    """However small the transactions are, none ends between an entry, or a session, and what it was before."""
+    filled.export(tmp_path / "a.jsonl")
+    import neuralflow_memory.pipeline.import_ as module
+
+    monkeypatch.setattr(module, "_BATCH", size)
+    other = opened(tmp_path / "other", clock=ManualClock(), pruning=SMALL)
+    other.import_(tmp_path / "a.jsonl")
+    other.export(tmp_path / "b.jsonl")
+    assert body(tmp_path / "b.jsonl") == body(tmp_path / "a.jsonl")
+
+
+def test_a_state_that_is_here_stays(opened, filled, tmp_path):
+    """Also one that was cleared, unless it is asked for; then it is the next version, with those before, once."""
+    filled.export(tmp_path / "a.jsonl")
+    chat, told = filled.session("chat", user_id="ada"), filled.session("told", user_id="bob")
+    was = chat.state.history()
+    told.state.transition(life="active")
+    changed = told.state.update(hens=7)
+    chat.clear()
+    filled.import_(tmp_path / "a.jsonl")
+    assert told.state.get() == changed
+    assert [(v.act, v.fields) for v in chat.state.history()] == [("clear", {})]
+    for _ in range(2):
+        filled.import_(tmp_path / "a.jsonl", restore_deleted=True)
+        history = chat.state.history()
+        assert history[: len(was) - 1] == was[:-1]
+        assert [v.version for v in history] == [*range(1, len(was)), len(was) + 1, len(was) + 2]
+        assert chat.state.get().fields == was[-1].fields
+        assert chat.state.get().version == len(was) + 2
+        assert told.state.get() == changed
+    assert filled.session("cleared").state.get().fields == {}
+
+
+def test_a_state_comes_into_a_chat_that_has_none(opened, filled, tmp_path):
+    """The turns are here, the state is not: it is taken whole, as many versions as are kept here."""
+    filled.export(tmp_path / "a.jsonl")
+    other = opened(tmp_path / "other", clock=ManualClock(), state={"max_states": 2}, **PLAIN)
+    other.session("chat", user_id="ada").add("Hello.")
+    other.import_(tmp_path / "a.jsonl")
+    there, here = (m.session("chat", user_id="ada").state for m in (filled, other))
+    assert here.history() == there.history()[-2:]
+    assert here.update(more=1).version == there.get().version + 1
+    assert [v.version for v in here.history()] == [there.get().version, there.get().version + 1]
+
+
+def test_states_that_are_not_kept_in_the_folder_stay_out_of_files(opened, filled, tmp_path):
+    """They are in RAM only: neither written to a file nor taken from one."""
+    filled.export(tmp_path / "a.jsonl")
+    other = opened(tmp_path / "other", clock=ManualClock(), state={"persistence": False}, **PLAIN)
+    other.session("own").state.update(secret=1)
+    other.import_(tmp_path / "a.jsonl")
+    assert other.session("told", user_id="bob").state.get().version == 0
+    other.export(tmp_path / "b.jsonl")
+    assert "state" not in {r["kind"] for r in records(tmp_path / "b.jsonl")}
+
+
+def test_earlier_versions_of_what_was_deleted_here_do_not_come_back(opened, filled, tmp_path):
+    """Not even where somebody has written something new under its id."""
+    filled.export(tmp_path / "a.jsonl")
+    chat = filled.session("chat", user_id="ada")
+    chat.entries.delete("u1")
+    chat.add(Message("user", "Something new.", id="u1"))
+    filled.import_(tmp_path / "a.jsonl", restore_deleted=True)
+    assert [v.content for v in chat.entries.history("u1")] == ["Something new."]
+    chat.entries.delete("u1")
+    filled.import_(tmp_path / "a.jsonl")
+    filled.export(tmp_path / "b.jsonl")
+    assert b"Bed 1 holds" not in b"".join(line for line in body(tmp_path / "b.jsonl") if b'"version"' in line[:20])
+    filled.import_(tmp_path / "a.jsonl", restore_deleted=True)
+    assert [v.content for v in chat.entries.history("u1")] == ["Bed 1 holds 7 beans.", *["Bed 1 is empty."] * 2]
 
 
 def test_vectors_travel_and_nothing_is_embedded_again(opened, filled, tmp_path):
@@ -357,6 +542,12 @@ def test_several_users_do_not_become_one(filled, opened, tmp_path):
 # -- broken files
 
 
+AT = "2026-01-02T03:04:05Z"
+STATE = {"kind": "state", "session_id": "s", "version": 1, "life": "active", "at": AT, "act": "update"}
+VERSION = {"kind": "version", "session_id": "s", "id": "m", "version": 1, "provenance": "said"}
+VERSION |= {"created_at": AT, "updated_at": AT}
+
+
 def broken(lines):
     """Names of damages, and what the error says."""
     entry = next(n for n, line in enumerate(lines) if b'"kind":"entry"' in line)
@@ -386,6 +577,16 @@ def broken(lines):
         "no session": (changed(session_id=None), rf"line {number}: .*no session_id"),
         "a wrong session": (changed(session_id="x" * 600), rf"line {number}: session_id"),
         "a vector without a model": (changed(vector=base64.b64encode(b"1234").decode()), rf"line {number}: vector"),
+        "half a state": ([*lines[:1], b'{"kind": "state", "session_id": "s"}', *lines[1:]], "line 2: version"),
+        "a state of nobody": ([*lines[:1], b'{"kind": "state", "version": 1}', *lines[1:]], "line 2: session_id"),
+        "a state that is too long": (
+            [*lines[:1], json.dumps({**STATE, "fields": {"x": "y" * 200_000}}).encode(), *lines[1:]],
+            "line 2: fields",
+        ),
+        "a version without a message": (
+            [*lines[: entry + 1], json.dumps({**VERSION, "role": "user", "content": " "}).encode()],
+            rf"line {number + 1}: the message is empty",
+        ),
         "no vector": (changed(vector="%%%"), rf"line {number}: vector"),
         "more after the end": ([*lines, lines[1]], "records follow"),
         "a second first line": ([*lines[:3], lines[0], *lines[3:]], "line 4: .*first line"),
@@ -403,7 +604,7 @@ def broken(lines):
 def exported(tmp_path_factory):
     """Lines of a file."""
     where = tmp_path_factory.mktemp("exported")
-    with open_memory(where / "memory", clock=ManualClock(), **PLAIN) as memory:
+    with open_memory(where / "memory", clock=ManualClock(), extractor=Reader(), **PLAIN) as memory:
         fill(memory)
         memory.export(where / "a.jsonl")
     return (where / "a.jsonl").read_bytes().splitlines()
@@ -662,6 +863,11 @@ STEPS = st.one_of(
     st.tuples(st.just("pin"), SCOPES, st.integers(0, 9)),
     st.tuples(st.just("delete"), SCOPES, st.integers(0, 9)),
     st.tuples(st.just("update"), SCOPES, st.integers(0, 9), TEXT),
+    st.tuples(st.just("state"), SCOPES, OBJECT, st.none() | TEXT),
+    st.tuples(st.just("life"), SCOPES, st.sampled_from(["idle", "closed", "active"])),
+    st.tuples(st.just("change"), SCOPES, st.integers(0, 9), TEXT, OBJECT),
+    st.tuples(st.just("clear"), SCOPES),
+    st.tuples(st.just("fact"), SCOPES, TEXT),
     st.tuples(st.just("note"), SCOPES, NAMES, TEXT),
 )
 
@@ -678,6 +884,23 @@ def take(memory, step):
     elif verb == "remember":
         text, tags, category, importance = rest
         chat.remember(text, tags=tags, category=category, importance=importance)
+    elif verb == "state":
+        with suppress(StateError):  # it may be closed
+            chat.state.update(rest[0], why=rest[1])
+    elif verb == "life":
+        with suppress(StateError):
+            chat.state.transition(life=rest[0])
+    elif verb == "clear":
+        chat.clear()
+    elif verb == "fact":
+        chat.add([Message("user", f"fact: {rest[0]}"), *["I see."] * 5])
+    elif verb == "change":
+        known = chat.entries.list(types=["long_term"])
+        if known:
+            one = known[rest[0] % len(known)]
+            chat.entries.update(one.key, content=rest[1], metadata=rest[2])
+            if rest[0] % 3 == 0:
+                chat.entries.restore(one.key, one.version)
     elif verb == "note":
         task = chat.task(f"{rest[0]} {len(chat.messages())}")
         task.start()
@@ -704,7 +927,7 @@ def test_any_memory_makes_the_round_trip(tmp_path_factory, steps, vectors):
     """Whatever was said in whatever script, with whatever JSON beside it; and a second time nothing is added."""
     where = tmp_path_factory.mktemp("any")
     options = {"embedder": HashingEmbedder() if vectors else "none", "pruning": SMALL}
-    with open_memory(where / "a", **options) as one, open_memory(where / "b", **options) as other:
+    with open_memory(where / "a", extractor=Reader(), **options) as one, open_memory(where / "b", **options) as other:
         for step in steps:
             take(one, step)
         one.flush()
@@ -716,13 +939,16 @@ def test_any_memory_makes_the_round_trip(tmp_path_factory, steps, vectors):
         assert (again.sessions, again.entries, again.values, again.left_out) == (0, 0, 0, 0)
         other.export(where / "c.jsonl", vectors=vectors)
         assert body(where / "c.jsonl") == body(where / "a.jsonl")
+        assert ties(other)[1] == ties(one)[1]
 
 
 def test_every_field_of_an_entry_travels():
     """A field that is new in `Entry` has to go into the file, too."""
     kept = set(EntryLine.model_fields) - {"kind", "tenant", "user_id", "session_id", "agent_id"}
-    kept -= {"knowledge", "summary", "value", "vector"}
+    kept -= {"knowledge", "summary", "value", "vector", "extraction"}
     assert kept == {f.name for f in fields(Entry)} - {"scope", "key", "number"}
+    own = set(VersionLine.model_fields) - {"kind", "tenant", "user_id", "session_id", "knowledge"}
+    assert own == kept - {"type", "seq", "written_at", "position", "pinned"}
 
 
 def test_an_expired_value_does_not_come_back(opened, tmp_path):

@@ -14,28 +14,33 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import FormatError, InputError
-from ..protocols import Loaded, Moved, MovedEntry, MovedMargin, MovedSession, MovedValue
-from ..types import ImportReport, Scope, microseconds
+from ..protocols import Loaded, Moved, MovedDerivation, MovedEntry, MovedMargin, MovedState, MovedVersion
+from ..types import Entry, ImportReport, Scope, microseconds
 from .export import Progress
 from .ingest import worth
 from .parts import Parts, recorded
 from .records import (
     FORMAT,
     MAGIC,
+    Body,
+    DerivationLine,
     End,
     EntryLine,
     Header,
     MarginLine,
     SessionLine,
+    StateLine,
     ValueLine,
+    VersionLine,
     entry_of,
     parsed,
     session_of,
+    state_of,
     value_of,
+    version_of,
 )
 
 _BATCH = 500  # records a transaction
-_Body = SessionLine | EntryLine | ValueLine | MarginLine
 _EVERY = 500  # records between two reports of progress
 _LONGEST_LINE = 1 << 28  # bytes; a longer one is no record
 
@@ -112,7 +117,7 @@ def import_(
 # -- reading
 
 
-def _lines(source: BinaryIO, name: str, *, told: Callable[[int], None]) -> Iterator[tuple[int, Header | _Body]]:
+def _lines(source: BinaryIO, name: str, *, told: Callable[[int], None]) -> Iterator[tuple[int, Header | Body]]:
     """The records between the first line and the last, with their line numbers; the first line comes with number 1.
 
     Raises `FormatError`, naming the line, as soon as one is not what `export` writes, and where the file is cut or changed.
@@ -202,12 +207,19 @@ def _named(whose: tuple[str | None, str | None] | None) -> str:
     )
 
 
-def _moved(line: _Body, run: _Run, header: Header) -> Moved:
+def _moved(line: Body, run: _Run, header: Header) -> Moved:
     """The record of a line, where it is to go."""
     match line:
         case SessionLine():
             session = session_of(line)
             return replace(session, scope=run.moved_to(session.scope, knowledge=line.knowledge))
+        case StateLine():
+            state = state_of(line)
+            return replace(state, scope=run.moved_to(state.scope))
+        case VersionLine():
+            return version_of(line, scope=run.moved_to(line.scope(line.session_id), knowledge=line.knowledge))
+        case DerivationLine():
+            return MovedDerivation(run.moved_to(line.scope(line.session_id)), line.turn, line.known)
         case EntryLine():
             scope = run.moved_to(line.scope(line.session_id, line.agent_id), knowledge=line.knowledge)
             return entry_of(line, scope=scope, dimensions=None if header.model is None else header.model.dimensions)
@@ -219,15 +231,22 @@ def _moved(line: _Body, run: _Run, header: Header) -> Moved:
             return MovedMargin(tenant, line.model, line.n, line.mean, line.m2)
 
 
-def _owner(moved: MovedSession | MovedEntry | MovedValue) -> Scope:
-    scope = moved.record.entry.scope if isinstance(moved, MovedEntry) else moved.scope
+def _owner(moved: Moved) -> Scope:
+    assert not isinstance(moved, MovedMargin)  # it is of a tenant
+    match moved:
+        case MovedEntry():
+            scope = moved.record.entry.scope
+        case MovedVersion():
+            scope = moved.entry.scope
+        case _:
+            scope = moved.scope
     return Scope(*scope.owner)
 
 
 def _batches(
-    run: _Run, lines: Iterable[tuple[int, Header | _Body]], header: Header
+    run: _Run, lines: Iterable[tuple[int, Header | Body]], header: Header
 ) -> Iterator[tuple[Scope, list[Moved]]]:
-    """Records of one owner each, not too many at a time."""
+    """Records of one owner each, not too many at a time; versions come with what they are of."""
     owner: Scope | None = None
     batch: list[Moved] = []
     for _, line in lines:
@@ -235,7 +254,8 @@ def _batches(
             continue
         moved = _moved(line, run, header)
         whose = owner if isinstance(moved, MovedMargin) else _owner(moved)
-        if batch and (whose != owner or len(batch) >= _BATCH):
+        full = len(batch) >= _BATCH and not isinstance(moved, MovedState | MovedVersion)
+        if batch and (whose != owner or full):
             assert owner is not None
             yield owner, batch
             batch = []
@@ -275,20 +295,25 @@ def _load(parts: Parts, run: _Run, owner: Scope, batch: Sequence[Moved], header:
 
 def _ready(parts: Parts, moved: Moved, *, counter: str, hashed: bool) -> Moved:
     """A record of the file with what this ledger needs of it: key, tokens, terms, the hash of its vector."""
+    if isinstance(moved, MovedVersion):
+        return replace(moved, entry=_complete(parts, moved.entry, knowledge=moved.knowledge, counter=counter))
     if not isinstance(moved, MovedEntry):
         return moved
-    entry = moved.record.entry
-    tokens = entry.tokens
-    if tokens < 0 or counter != parts.counter.name:
-        tokens = parts.counter.count(entry.content) if entry.role is None else parts.count(entry.message)
-    key = parts.ledger.key(entry.scope, id=entry.id, knowledge=moved.knowledge)
-    entry = replace(entry, key=key, tokens=tokens)
+    entry = _complete(parts, moved.record.entry, knowledge=moved.knowledge, counter=counter)
     digest = b""
     if hashed and moved.vector is not None and parts.model_id is not None:
         digest = parts.ledger.content_hash(entry.scope, text=entry.content, model_id=parts.model_id)
-    if entry.importance < 0:
-        entry = replace(entry, importance=worth(entry.content, role=entry.role, name=entry.name))
     return replace(moved, record=recorded(entry), hash=digest)
+
+
+def _complete(parts: Parts, entry: Entry, *, knowledge: bool, counter: str) -> Entry:
+    tokens, importance = entry.tokens, entry.importance
+    if tokens < 0 or counter != parts.counter.name:
+        tokens = parts.counter.count(entry.content) if entry.role is None else parts.count(entry.message)
+    if importance < 0:
+        importance = worth(entry.content, role=entry.role, name=entry.name)
+    key = parts.ledger.key(entry.scope, id=entry.id, knowledge=knowledge)
+    return replace(entry, key=key, tokens=tokens, importance=importance)
 
 
 __all__ = ["import_"]

@@ -11,20 +11,35 @@ import binascii
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from .._json import dumped
 from ..errors import FormatError, InputError
-from ..protocols import Moved, MovedEntry, MovedMargin, MovedSession, MovedValue, Record, StoredValue
-from ..types import Entry, MemoryType, Role, Scope, ToolCall, microseconds, moment, utc
+from ..protocols import (
+    Moved,
+    MovedDerivation,
+    MovedEntry,
+    MovedMargin,
+    MovedSession,
+    MovedState,
+    MovedValue,
+    MovedVersion,
+    Record,
+    StateRecord,
+    StoredValue,
+)
+from ..rules.states import LONGEST_STATE
+from ..types import Entry, Life, MemoryType, Role, Scope, ToolCall, microseconds, moment, utc
 
 Int = Annotated[int, Field(ge=-(2**62), le=2**62)]
 """What a column of the ledger holds."""
 
-FORMAT = 1
+FORMAT = 2
 MAGIC = "neuralflow-memory"
 """The kind of the first line."""
 
@@ -90,16 +105,44 @@ class Name(Line):
     key: str
 
 
-class EntryLine(_Scoped):
-    """An entry: the fields of `types.Entry` that are not the ledger's own."""
+class Standing(Line):
+    """How a session stood when that was recorded last: `at` its last write and its last place, `position`."""
 
-    kind: Literal["entry"]
+    life: Life
+    at: datetime
+    position: Int
+
+
+class StateLine(_Scoped):
+    """A version of a session's state; the newest has `stands`. Without `fields`: those that a state begins with."""
+
+    kind: Literal["state"]
+    session_id: str
+    version: Int = Field(ge=1)
+    fields: dict[str, Any] | None = None
+    life: Life
+    at: datetime
+    act: str
+    principal: str | None = None
+    agent_id: str | None = None
+    why: str | None = None
+    turn: str | None = None
+    stands: Standing | None = None
+
+
+class Extracted(Line):
+    """That a segment's turns were looked through for knowledge: how much was found, none if that failed each time."""
+
+    found: Int | None = Field(default=None, ge=0)
+    attempts: Int = Field(default=0, ge=0)
+
+
+class _Versioned(_Scoped):
+    """What every version of an entry has, its own or the same as the others."""
+
     session_id: str | None = None
     knowledge: bool = False
-    agent_id: str | None = None
     id: str = Field(min_length=1)
-    type: MemoryType
-    seq: Int
     role: Role | None = None
     name: str | None = None
     content: str
@@ -116,7 +159,6 @@ class EntryLine(_Scoped):
     trust: float = Field(default=1.0, ge=0, le=1)
     sources: list[str] = Field(default_factory=list)
     created_at: datetime
-    written_at: datetime
     updated_at: datetime
     expires_at: datetime | None = None
     valid_from: datetime | None = None
@@ -125,11 +167,28 @@ class EntryLine(_Scoped):
     superseded_by: str | None = None
     version: Int = Field(ge=1)
     tokens: Int | None = Field(default=None, ge=0)
+
+
+class VersionLine(_Versioned):
+    """What the entry that came before was, before it was changed."""
+
+    kind: Literal["version"]
+
+
+class EntryLine(_Versioned):
+    """An entry: the fields of `types.Entry` that are not the ledger's own."""
+
+    kind: Literal["entry"]
+    agent_id: str | None = None
+    type: MemoryType
+    seq: Int
+    written_at: datetime
     position: Int | None = None
     pinned: bool = False
     summary: bool = False
     value: Name | None = None
     vector: str | None = None
+    extraction: Extracted | None = None
 
 
 class ValueLine(_Scoped):
@@ -145,6 +204,15 @@ class ValueLine(_Scoped):
     expires_at: datetime | None = None
     ttl: Int | None = Field(default=None, gt=0)
     texts: list[str] = Field(default_factory=list)
+
+
+class DerivationLine(_Scoped):
+    """That knowledge was found in a turn of a session: ids."""
+
+    kind: Literal["derivation"]
+    session_id: str
+    turn: str
+    known: str
 
 
 class MarginLine(Line):
@@ -166,7 +234,9 @@ class End(Line):
     blake2b: str
 
 
-AnyLine = Header | SessionLine | EntryLine | ValueLine | MarginLine | End
+Body = SessionLine | StateLine | EntryLine | VersionLine | ValueLine | DerivationLine | MarginLine
+"""What stands between the first line and the last."""
+AnyLine = Header | Body | End
 """Every kind of record."""
 _READER: TypeAdapter[AnyLine] = TypeAdapter(Annotated[AnyLine, Field(discriminator="kind")])
 
@@ -207,8 +277,18 @@ def line_of(moved: Moved, *, counter: str) -> bytes:
                     "spent": [list(row) for row in moved.spent],
                 }
             )
+        case MovedState():
+            return written(_state(moved))
         case MovedEntry():
             return written(_entry(moved, counter=counter))
+        case MovedVersion():
+            entry = moved.entry
+            named = {"kind": "version", **_scope(entry.scope), "knowledge": moved.knowledge, "id": entry.id}
+            return written({**named, **_versioned(entry, counted=moved.counter == counter)})
+        case MovedDerivation():
+            return written(
+                {"kind": "derivation", **_scope(moved.scope), "turn": moved.turn, "known": moved.known},
+            )
         case MovedValue():
             stored = moved.stored
             return written(
@@ -230,9 +310,32 @@ def line_of(moved: Moved, *, counter: str) -> bytes:
             return written({"kind": "margin", **{name: getattr(moved, name) for name in names}})
 
 
+def _state(moved: MovedState) -> dict[str, Any]:
+    record = moved.record
+    stands = None
+    if moved.stands is not None:
+        life, at, position = moved.stands
+        stands = {"life": life, "at": _time(at), "position": position}
+    return {
+        "kind": "state",
+        **_scope(moved.scope),
+        "version": record.version,
+        "fields": None if record.fields is None else json.loads(record.fields),
+        "life": record.life,
+        "at": _time(record.at),
+        "act": record.act,
+        "principal": record.principal,
+        "agent_id": record.agent_id,
+        "why": record.why,
+        "turn": record.turn,
+        "stands": stands,
+    }
+
+
 def _entry(moved: MovedEntry, *, counter: str) -> dict[str, Any]:
     entry = moved.record.entry
     value = moved.value
+    extraction = None if moved.extraction is None else dict(zip(("found", "attempts"), moved.extraction, strict=True))
     return {
         "kind": "entry",
         **_scope(entry.scope),
@@ -241,6 +344,19 @@ def _entry(moved: MovedEntry, *, counter: str) -> dict[str, Any]:
         "id": entry.id,
         "type": str(entry.type),
         "seq": entry.seq,
+        **_versioned(entry, counted=moved.counter == counter),
+        "written_at": entry.written_at.isoformat(),
+        "position": entry.position,
+        "pinned": entry.pinned,
+        "summary": moved.summary,
+        "value": None if value is None else {"namespace": value[0], "key": value[1]},
+        "vector": None if moved.vector is None else base64.b64encode(moved.vector).decode(),
+        "extraction": extraction,
+    }
+
+
+def _versioned(entry: Entry, *, counted: bool) -> dict[str, Any]:
+    return {
         "role": entry.role,
         "name": entry.name,
         "content": entry.content,
@@ -257,7 +373,6 @@ def _entry(moved: MovedEntry, *, counter: str) -> dict[str, Any]:
         "trust": entry.trust,
         "sources": list(entry.sources),
         "created_at": entry.created_at.isoformat(),
-        "written_at": entry.written_at.isoformat(),
         "updated_at": entry.updated_at.isoformat(),
         "expires_at": _iso(entry.expires_at),
         "valid_from": _iso(entry.valid_from),
@@ -265,12 +380,7 @@ def _entry(moved: MovedEntry, *, counter: str) -> dict[str, Any]:
         "supersedes": list(entry.supersedes),
         "superseded_by": entry.superseded_by,
         "version": entry.version,
-        "tokens": entry.tokens if moved.counter == counter else None,
-        "position": entry.position,
-        "pinned": entry.pinned,
-        "summary": moved.summary,
-        "value": None if value is None else {"namespace": value[0], "key": value[1]},
-        "vector": None if moved.vector is None else base64.b64encode(moved.vector).decode(),
+        "tokens": entry.tokens if counted else None,
     }
 
 
@@ -321,21 +431,64 @@ def session_of(line: SessionLine) -> MovedSession:
     )
 
 
+def state_of(line: StateLine) -> MovedState:
+    """The record that the ledger takes."""
+    fields = None if line.fields is None else dumped(line.fields, what="a state")
+    if len(fields or "") > LONGEST_STATE:
+        raise InputError(f"fields: more than {LONGEST_STATE:,} characters of JSON")
+    at = microseconds(utc(line.at))
+    about = (line.principal, line.agent_id, line.why, line.turn)
+    stands = line.stands
+    return MovedState(
+        line.scope(line.session_id),
+        StateRecord(line.version, fields, line.life, at, line.act, *about),
+        None if stands is None else (stands.life, microseconds(utc(stands.at)), stands.position),
+    )
+
+
 def entry_of(line: EntryLine, *, scope: Scope, dimensions: int | None) -> MovedEntry:
     """The record that the ledger takes, of *scope*, without key, terms and hash; tokens and importance are -1 where they have to be found.
 
     Raises:
         InputError: It can't be an entry: a message without content, a vector of other than *dimensions* numbers.
     """
+    entry = replace(
+        _version(line, scope=scope),
+        type=line.type,
+        seq=line.seq,
+        written_at=utc(line.written_at),
+        position=line.position,
+        pinned=line.pinned,
+    )
+    if line.session_id is None and not (line.knowledge and (line.user_id or line.value)):
+        raise InputError("it has no session_id, and is no knowledge of a user")
+    value = None if line.value is None else (tuple(line.value.namespace), line.value.key)
+    vector = None if line.vector is None else _vector(line.vector, dimensions=dimensions)
+    extraction = None if line.extraction is None else (line.extraction.found, line.extraction.attempts)
+    record = Record(entry, 0, 0, None, b"")
+    return MovedEntry(record, line.knowledge, "", line.summary, value, vector, extraction=extraction)
+
+
+def version_of(line: VersionLine, *, scope: Scope) -> MovedVersion:
+    """The record that the ledger takes; tokens and importance as for `entry_of`.
+
+    Raises:
+        InputError: It can't have been an entry.
+    """
+    return MovedVersion(_version(line, scope=scope), line.knowledge)
+
+
+def _version(line: _Versioned, *, scope: Scope) -> Entry:
+    """An entry with what one version has of its own."""
     entry = Entry(
         id=line.id,
         key="",
-        type=line.type,
+        type=MemoryType.LONG_TERM,
         content=line.content,
         scope=scope,
-        seq=line.seq,
+        seq=0,
         created_at=utc(line.created_at),
-        written_at=utc(line.written_at),
+        written_at=utc(line.updated_at),
         updated_at=utc(line.updated_at),
         role=line.role,
         name=line.name,
@@ -358,16 +511,10 @@ def entry_of(line: EntryLine, *, scope: Scope, dimensions: int | None) -> MovedE
         superseded_by=line.superseded_by,
         version=line.version,
         tokens=-1 if line.tokens is None else line.tokens,
-        position=line.position,
-        pinned=line.pinned,
     )
     if entry.role is not None:
         _ = entry.message  # raises where it can't be one
-    if line.session_id is None and not (line.knowledge and (line.user_id or line.value)):
-        raise InputError("it has no session_id, and is no knowledge of a user")
-    value = None if line.value is None else (tuple(line.value.namespace), line.value.key)
-    vector = None if line.vector is None else _vector(line.vector, dimensions=dimensions)
-    return MovedEntry(Record(entry, 0, 0, None, b""), line.knowledge, "", line.summary, value, vector)
+    return entry
 
 
 def _utc(when: datetime | None) -> datetime | None:
@@ -410,17 +557,23 @@ __all__ = [
     "FORMAT",
     "MAGIC",
     "AnyLine",
+    "Body",
+    "DerivationLine",
     "End",
     "EntryLine",
     "Header",
     "MarginLine",
     "SessionLine",
+    "StateLine",
     "ValueLine",
+    "VersionLine",
     "entry_of",
     "line_of",
     "parsed",
     "sealed",
     "session_of",
+    "state_of",
     "value_of",
+    "version_of",
     "written",
 ]

@@ -89,6 +89,12 @@ def row_of(entry: Entry, *, session: int, counter: str) -> tuple[Any, ...]:
     )
 
 
+def kept_row(entry: Entry, *, counter: str) -> tuple[Any, ...]:
+    """The row of `versions` that stores *entry*."""
+    row = zip(_COLUMNS.split(", "), row_of(entry, session=0, counter=counter), strict=True)
+    return (entry.number, *(value for column, value in row if column not in _FIXED))
+
+
 def entry_of(row: Sequence[Any], *, scope: Scope) -> tuple[Entry, str]:
     """The entry in *row*, and the name of the counter that its `tokens` were counted with."""
     body = json.loads(row[11]) if row[11] else {}

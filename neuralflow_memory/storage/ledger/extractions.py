@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ...types import Entry, Scope
 from . import entries, summaries, vectors, versions
+from .schema import OWNER_SHIFT
 from .sessions import Head
 
 _SEGMENT = "e.seq < 0 AND e.type = 3 AND e.no IS NOT s.summary AND substr(e.id, 1, 8) != 'episode-'"
@@ -47,6 +48,21 @@ def failed(db: sqlite3.Connection, segment: Entry) -> None:
         "INSERT INTO extractions (no, attempts) SELECT no, 1 FROM entries WHERE no = ? "
         "ON CONFLICT (no) DO UPDATE SET attempts = attempts + 1",
         (segment.number,),
+    )
+
+
+def put(db: sqlite3.Connection, number: int, *, found: int | None, attempts: int) -> None:
+    """Note what is known elsewhere of a segment that is new here."""
+    db.execute("INSERT OR IGNORE INTO extractions VALUES (?, ?, ?)", (number, found, attempts))
+
+
+def links(db: sqlite3.Connection, owner: int) -> Iterator[tuple[str, str, str]]:
+    """Session and id of the turns that knowledge of *owner* was found in, and its id, as far as its sources name them."""
+    return db.execute(
+        "SELECT s.session_id, t.id, k.id FROM derivations d JOIN entries t ON t.no = d.source JOIN entries k ON k.no = d.no "
+        "JOIN sessions s ON s.id = t.session WHERE d.source >= ? AND d.source < ? AND t.type = 0 "
+        "AND t.id IN (SELECT value FROM json_each(coalesce(k.sources, '[]'))) ORDER BY d.source, d.no",
+        (owner << OWNER_SHIFT, (owner + 1) << OWNER_SHIFT),
     )
 
 

@@ -683,6 +683,7 @@ class SqliteLedger:
                 tainted=tainted,
                 model=model,
                 restore_deleted=restore_deleted,
+                max_states=self._max_states if self._ram is None else None,
                 now=now,
             ).load(moved)
             failpoint("load.applied")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ...protocols import StateRecord, StoredState
@@ -77,12 +77,50 @@ def came_with(own: sqlite3.Connection, session: int, turn: str) -> bool:
     return own.execute(query, (session, turn)).fetchone() is not None
 
 
-def put(own: sqlite3.Connection, head: Head, record: StateRecord, *, keep: int) -> None:
-    """Make *record* the newest version; those beyond *keep* go."""
+def leaving(own: sqlite3.Connection, session: int) -> list[tuple[StateRecord, tuple[Life, int, int] | None]]:
+    """Versions that are kept, oldest first; the newest with what was recorded last: life, as of when, and last place."""
+    stands = own.execute("SELECT life, life_at, position FROM states WHERE session = ?", (session,)).fetchone()
+    found = versions(own, session, last=None, version=None) if stands is not None else []
+    return [(record, stands if record is found[-1] else None) for record in found]
+
+
+def arrive(
+    own: sqlite3.Connection,
+    head: Head,
+    records: Sequence[StateRecord],
+    stands: tuple[Life, int, int] | None,
+    *,
+    restore_deleted: bool,
+    keep: int,
+) -> None:
+    """Take in what a state was elsewhere, *records* from the oldest on, unless there is one here, or was one.
+
+    With *restore_deleted*, one that was cleared here comes back as the next version, with those before.
+    """
+    there = current(own, head).record
+    last = records[-1]
+    if there is not None:
+        if not restore_deleted or there.act != "clear" or last.act == "clear":
+            return
+        last = replace(last, version=max(there.version + 1, last.version))
+    for record in records[:-1]:
+        if record.version > last.version - keep and (there is None or record.version != there.version):
+            _insert(own, head.session, record)
+    put(own, head, last, keep=keep)
+    own.execute(
+        "UPDATE states SET oldest = (SELECT min(version) FROM state_versions v WHERE v.session = states.session) "
+        "WHERE session = ?",
+        (head.session,),
+    )
+    if stands is not None:
+        own.execute("UPDATE states SET life = ?, life_at = ?, position = ? WHERE session = ?", (*stands, head.session))
+
+
+def _insert(own: sqlite3.Connection, session: int, record: StateRecord) -> None:
     own.execute(
         f"INSERT OR REPLACE INTO state_versions (session, {_COLUMNS}) VALUES ({', '.join('?' * 10)})",
         (
-            head.session,
+            session,
             record.version,
             record.fields,
             record.life,
@@ -94,6 +132,11 @@ def put(own: sqlite3.Connection, head: Head, record: StateRecord, *, keep: int) 
             record.turn,
         ),
     )
+
+
+def put(own: sqlite3.Connection, head: Head, record: StateRecord, *, keep: int) -> None:
+    """Make *record* the newest version; those beyond *keep* go."""
+    _insert(own, head.session, record)
     oldest = max(1, record.version - keep + 1)
     own.execute(
         "INSERT INTO states VALUES (:session, :version, :version, :life, :at, :position) ON CONFLICT (session) DO UPDATE SET "

@@ -13,15 +13,18 @@ from ...errors import ConflictError
 from ...protocols import (
     Loaded,
     Moved,
+    MovedDerivation,
     MovedEntry,
     MovedMargin,
     MovedSession,
+    MovedState,
     MovedValue,
+    MovedVersion,
     Namespace,
     Record,
 )
 from ...types import Entry, MemoryType, Scope, microseconds, same_content
-from . import entries, items, log, sessions, summaries, usage, vectors
+from . import entries, extractions, items, log, sessions, states, summaries, usage, vectors, versions
 from .schema import OWNER_SHIFT
 from .sessions import KNOWLEDGE, Head
 
@@ -43,12 +46,14 @@ def dump(db: sqlite3.Connection, *, tenant: str | None, user_id: str | None, mod
         yield from _sessions(db, owner, scope)
         yield from _entries(db, owner, scope, model=model)
         yield from _values(db, owner, scope)
+        for session_id, turn, known in extractions.links(db, owner):
+            yield MovedDerivation(replace(scope, session_id=session_id), turn, known)
     if user_id is None:
         for row in usage.calibration(db, tenant=tenant):
             yield MovedMargin(*row)
 
 
-def _sessions(db: sqlite3.Connection, owner: int, scope: Scope) -> Iterator[MovedSession]:
+def _sessions(db: sqlite3.Connection, owner: int, scope: Scope) -> Iterator[MovedSession | MovedState]:
     rows = db.execute(
         "SELECT id, session_id, created_at, active_at, last_seq, last_position, model FROM sessions WHERE owner = ? "
         "ORDER BY id",
@@ -70,21 +75,31 @@ def _sessions(db: sqlite3.Connection, owner: int, scope: Scope) -> Iterator[Move
             model,
             tuple(spent),
         )
+        for record, stands in states.leaving(db, number):
+            yield MovedState(own, record, stands)
 
 
-def _entries(db: sqlite3.Connection, owner: int, scope: Scope, *, model: int | None) -> Iterator[MovedEntry]:
+def _entries(
+    db: sqlite3.Connection, owner: int, scope: Scope, *, model: int | None
+) -> Iterator[MovedEntry | MovedVersion]:
     rows = db.execute(
-        f"SELECT {entries.COLUMNS}, s.summary = e.no, t.path, t.key, v.vector FROM entries e "
+        f"SELECT {entries.COLUMNS}, s.summary = e.no, t.path, t.key, v.vector, x.found, x.attempts FROM entries e "
         "JOIN sessions s ON s.id = e.session LEFT JOIN item_texts t ON t.no = e.no "
-        "LEFT JOIN vectors v ON v.no = e.no AND v.model = ? WHERE e.no >= ? AND e.no < ? ORDER BY e.no",
+        "LEFT JOIN vectors v ON v.no = e.no AND v.model = ? "
+        "LEFT JOIN extractions x ON x.no = e.no WHERE e.no >= ? AND e.no < ? ORDER BY e.no",
         (model, owner << OWNER_SHIFT, (owner + 1) << OWNER_SHIFT),
     )
     for row in rows:
         entry, counter = entries.entry_of(row, scope=scope)
-        session_id, summary, path, key, vector = row[-5:]
+        session_id, summary, path, key, vector, found, attempts = row[-7:]
         value = None if path is None else items.name(path, key)
         record = Record(entry, 0, 0, None, b"")
-        yield MovedEntry(record, session_id == KNOWLEDGE, counter, bool(summary), value, vector)
+        extraction = None if attempts is None else (found, attempts)
+        knowledge = session_id == KNOWLEDGE
+        yield MovedEntry(record, knowledge, counter, bool(summary), value, vector, extraction=extraction)
+        if entry.version > 1:
+            for before, counted in versions.earlier(db, entry.number, scope=scope):
+                yield MovedVersion(before, knowledge, counted)
 
 
 def _values(db: sqlite3.Connection, owner: int, scope: Scope) -> Iterator[MovedValue]:
@@ -122,6 +137,7 @@ class Loading:
         tainted: Collection[str],
         model: int | None,
         restore_deleted: bool,
+        max_states: int | None,
         now: int,
     ) -> None:
         self._db = db
@@ -133,8 +149,11 @@ class Loading:
         self._tainted = tainted
         self._model = model
         self._restore_deleted = restore_deleted
+        self._max_states = max_states
         self._now = now
         self._places: dict[str, _Place] = {}
+        self._taken_in: dict[str, int] = {}
+        """Numbers of the entries that are new here, by key."""
         self.done = Loaded()
 
     def load(self, moved: Sequence[Moved]) -> Loaded:
@@ -143,8 +162,16 @@ class Loading:
             if kind is MovedEntry:
                 self._load_entries([m for m in group if isinstance(m, MovedEntry)])
                 continue
+            if kind is MovedState:
+                self._load_states([m for m in group if isinstance(m, MovedState)])
+                continue
+            if kind is MovedDerivation:
+                self._load_derivations([m for m in group if isinstance(m, MovedDerivation)])
+                continue
             for one in group:
                 match one:
+                    case MovedVersion():
+                        self._load_version(one)
                     case MovedSession():
                         self._load_session(one)
                     case MovedValue():
@@ -184,6 +211,20 @@ class Loading:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"{_LOADING}{head.session}", self._source))
         self.done.sessions += not one.knowledge
 
+    def _load_states(self, moved: Sequence[MovedState]) -> None:
+        if self._max_states is None:  # they are not kept in the file
+            return
+        for scope, group in groupby(moved, key=lambda m: m.scope):
+            theirs = sorted(group, key=lambda m: m.record.version)
+            states.arrive(
+                self._db,
+                self._place(scope, knowledge=False).head,
+                [m.record for m in theirs],
+                theirs[-1].stands,
+                restore_deleted=self._restore_deleted,
+                keep=self._max_states,
+            )
+
     def _place(self, scope: Scope, *, knowledge: bool) -> _Place:
         session_id = KNOWLEDGE if knowledge else str(scope.session_id)
         place = self._places.get(session_id)
@@ -210,7 +251,7 @@ class Loading:
                 self.done.present += 1
                 if not same_content(known, entry):
                     self._taint(entry.key)
-            elif entry.key in dead or self._is_tainted(one) or self._is_replaced(one):
+            elif entry.key in dead or self._is_tainted(entry) or self._is_replaced(one):
                 self._leave_out(one)
             else:
                 self._take(one)
@@ -222,12 +263,13 @@ class Loading:
     def _taint(self, key: str) -> None:
         self.done.tainted.add(key)
 
-    def _is_tainted(self, one: MovedEntry) -> bool:
+    def _is_tainted(self, entry: Entry) -> bool:
         """Whether it was made from something that is not here as it was."""
-        entry = one.record.entry
         if not (self._tainted or self.done.tainted):
             return False
-        keys = {self._key_of(entry.scope, i, k) for i in entry.sources for k in (False, True)}
+        return self._any_tainted({self._key_of(entry.scope, i, k) for i in entry.sources for k in (False, True)})
+
+    def _any_tainted(self, keys: set[str]) -> bool:
         return not (keys.isdisjoint(self._tainted) and keys.isdisjoint(self.done.tainted))
 
     def _is_replaced(self, one: MovedEntry) -> bool:
@@ -293,6 +335,10 @@ class Loading:
         place.touched = True
         log.apply(self._db, head, [record], counter=self._counter)
         self.done.entries += 1
+        self._taken_in[entry.key] = entry.number
+        if one.extraction is not None:
+            found, attempts = one.extraction
+            extractions.put(self._db, entry.number, found=found, attempts=attempts)
         if one.vector is not None and self._model is not None:
             self.done.vectors += len(
                 vectors.put(self._db, self._model, [(entry.number, entry.version, one.hash, one.vector)])
@@ -307,6 +353,25 @@ class Loading:
             else:  # others have folded meanwhile: it is made anew of all segments
                 self._drop_summary(place)
                 summaries.remove(self._db, entry.number, bytes.fromhex(entry.key), owner=head.owner, now=self._now)
+
+    def _load_version(self, one: MovedVersion) -> None:
+        """Of what was here already, earlier versions stay as they are here, too."""
+        number = self._taken_in.get(one.entry.key)
+        if number is not None and not self._is_tainted(one.entry):
+            versions.put(self._db, replace(one.entry, number=number), counter=self._counter)
+
+    def _load_derivations(self, moved: Sequence[MovedDerivation]) -> None:
+        """Ties between what is here as it was there, and says so itself: here, one may have been cut since."""
+        keys = {m: tuple(self._key_of(m.scope, *what) for what in ((m.turn, False), (m.known, True))) for m in moved}
+        here = {e.key: e for e in self._here(list({key for pair in keys.values() for key in pair}))}
+        for one, (turn, known) in keys.items():
+            if (
+                turn in here
+                and known in here
+                and one.turn in here[known].sources
+                and not self._any_tainted({turn, known})
+            ):
+                extractions.link(self._db, [(known, here[turn].number)])
 
     def _fits(self, place: _Place, one: MovedEntry) -> bool:
         """Whether a segment covers turns of a session that was here, and none that another one covers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ...protocols import Record
 from ...types import Entry, MemoryType, Scope
@@ -28,10 +28,25 @@ def keep(db: sqlite3.Connection, records: Sequence[Record]) -> None:
         db.execute("DELETE FROM versions WHERE no = ? AND version < ?", (entry.number, entry.version - MOST))
 
 
+def put(db: sqlite3.Connection, before: Entry, *, counter: str) -> None:
+    """Keep what the entry with the number of *before* was elsewhere, unless that version is kept already."""
+    row = entries.kept_row(before, counter=counter)
+    db.execute(
+        f"INSERT OR IGNORE INTO versions (no, {entries.KEPT}) SELECT {', '.join('?' * len(row))} "
+        "WHERE EXISTS (SELECT 1 FROM entries WHERE no = ? AND version > ?)",
+        (*row, before.number, before.version),
+    )
+
+
+def earlier(db: sqlite3.Connection, number: int, *, scope: Scope) -> Iterator[tuple[Entry, str]]:
+    """What an entry was, oldest version first, with the counter of its tokens."""
+    for row in db.execute(f"{entries.SELECT_VERSIONS} WHERE v.no = ? ORDER BY v.version", (number,)):
+        yield entries.entry_of(row, scope=scope)
+
+
 def history(db: sqlite3.Connection, number: int, *, scope: Scope, owner: int) -> list[Entry]:
     """What an entry of *owner* was and is, oldest version first."""
-    rows = db.execute(f"{entries.SELECT_VERSIONS} WHERE v.no = ? ORDER BY v.version", (number,))
-    before = [entries.entry_of(row, scope=scope)[0] for row in rows]
+    before = [entry for entry, _ in earlier(db, number, scope=scope)]
     return [*before, *(entry for entry, _ in entries.select(db, "e.no = ?", (number,), scope=scope, owner=owner))]
 
 
