@@ -338,6 +338,25 @@ def test_earlier_versions_of_what_was_deleted_here_do_not_come_back(opened, fill
     assert [v.content for v in chat.entries.history("u1")] == ["Bed 1 holds 7 beans.", *["Bed 1 is empty."] * 2]
 
 
+def test_what_knowledge_was_by_a_turn_that_was_deleted_here_is_left_out(opened, filled, tmp_path):
+    """What is said elsewhere, too, comes in; what only such a turn says does not, be it an earlier version."""
+    there = filled.session("told", user_id="bob")
+    there.entries.update("t0", content="Nothing.")
+    filled.flush()
+    filled.export(tmp_path / "a.jsonl")
+    known = next(e for e in there.entries.list(types=["long_term"]) if "0 hens" in e.content)
+    assert [v.sources for v in there.entries.history(known.key)] == [("t0",), ("t2",)]
+    other = opened(tmp_path / "other", clock=ManualClock(), **PLAIN)
+    here = other.session("told", user_id="bob")
+    here.add(Message("user", "Mine.", id="t0"))
+    here.entries.delete("t0")
+    here.add(Message("user", "Mine.", id="t1"))
+    here.entries.delete("t1")
+    other.import_(tmp_path / "a.jsonl")
+    assert [e.content for e in here.entries.list(types=["long_term"]) if "hens" in e.content] == [known.content]
+    assert [v.sources for v in here.entries.history(known.id)] == [("t2",)]
+
+
 def test_vectors_travel_and_nothing_is_embedded_again(opened, filled, tmp_path):
     """With vectors, the new folder's search and its index are filled without a call of the embedder."""
     filled.export(tmp_path / "a.jsonl", vectors=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from ...errors import ConflictError
+from ...errors import ConflictError, InputError
 from ...protocols import (
     Loaded,
     Moved,
@@ -267,7 +268,12 @@ class Loading:
         """Whether it was made from something that is not here as it was."""
         if not (self._tainted or self.done.tainted):
             return False
-        return self._any_tainted({self._key_of(entry.scope, i, k) for i in entry.sources for k in (False, True)})
+        keys = {self._key_of(entry.scope, i, k) for i in entry.sources for k in (False, True)}
+        if entry.scope.session_id is None and entry.provenance == "derived" and entry.source:
+            with suppress(InputError):  # it names the session of the turns, if it was found in turns
+                said_in = replace(entry.scope, session_id=entry.source)
+                keys |= {self._key_of(said_in, i, False) for i in entry.sources}
+        return self._any_tainted(keys)
 
     def _any_tainted(self, keys: set[str]) -> bool:
         return not (keys.isdisjoint(self._tainted) and keys.isdisjoint(self.done.tainted))
