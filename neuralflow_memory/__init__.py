@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .config import Settings
 from .errors import (
     AccessDenied,
+    ArchiveError,
     BackupError,
     BudgetError,
     ClosedError,
@@ -50,12 +51,14 @@ from .types import (
     MemoryType,
     Merged,
     Message,
+    Move,
     RestoreReport,
     Scope,
     SessionInfo,
     StateDiff,
     StateVersion,
     Summary,
+    SweepReport,
     ToolCall,
     Value,
 )
@@ -98,6 +101,7 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "AccessDenied",
+    "ArchiveError",
     "BackupError",
     "BackupReport",
     "BudgetError",
@@ -130,6 +134,7 @@ __all__ = [
     "MessageError",
     "MissingDependency",
     "ModelMismatch",
+    "Move",
     "NeuralFlowError",
     "NotFound",
     "QueryError",
@@ -149,6 +154,7 @@ __all__ = [
     "StorageFull",
     "SummarizerError",
     "Summary",
+    "SweepReport",
     "Task",
     "TaskError",
     "Thread",

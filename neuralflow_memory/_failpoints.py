@@ -19,6 +19,10 @@ FAILPOINTS = (
     "fold.committed",
     "change.applied",
     "change.committed",
+    "archive.written",
+    "archive.applied",
+    "archive.committed",
+    "archive.replaced",
 )
 
 MOVING = (

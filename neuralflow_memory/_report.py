@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
-from .types import Candidate, CompactionReport, Context
+from .types import Candidate, CompactionReport, Context, Move, SweepReport
 
 _LOOKS = {
     "system": ("system", "▒", "#b05cc6"),
@@ -149,6 +149,76 @@ def compaction(report: CompactionReport) -> str:
     )
 
 
+_MOVED = {
+    "merge": ("merged", "to merge"),
+    "archive": ("archived", "to archive"),
+    "warm": ("warmed up", "to warm up"),
+    "delete": ("deleted", "to delete"),
+}
+_SHOWN_MOVES = 1000
+
+
+def swept(report: SweepReport) -> list[str]:
+    """What a sweep did, or would do, in a line or a few."""
+    words = {what: said[report.dry_run] for what, said in _MOVED.items()}
+    if report.refused is not None:
+        words["delete"] = "not deleted"
+    counts = [f"{report.count(what):,} {said}" for what, said in words.items()]
+    lines = [f"{report.run}: {', '.join(counts)}{'' if report.dry_run else f'; {report.done:,} moved'}"]
+    if report.expired:
+        lines.append(
+            f"{report.expired:,} keyed values {'have expired' if report.dry_run else 'had expired, and are deleted'}"
+        )
+    if report.refused is not None:
+        lines.append(f"refused: {report.refused}")
+    if not report.complete:
+        lines.append("cut short, since the memory was closed; the next sweep goes on")
+    return lines + [f"block {name} of the archive can't be read: {why}" for name, why in report.damaged.items()]
+
+
+def move_rows(report: SweepReport) -> list[dict[str, str]]:
+    """Each move as a row of a table, the first thousand of them."""
+    return [_move_row(move) for move in report.moves[:_SHOWN_MOVES]]
+
+
+def _move_row(move: Move) -> dict[str, str]:
+    return {
+        "do": move.what,
+        "id": _printable(move.id),
+        "part": str(move.type),
+        "of": _printable(" / ".join(filter(None, (move.user_id, move.session_id)))),
+        "why": _printable(f"{move.reason} ({move.rule})"),
+    }
+
+
+def sweep_text(report: SweepReport, *, width: int = 100) -> str:
+    """What a sweep did, and every move with its reason, in lines of at most *width* columns."""
+    lines = [line for text in swept(report) for line in _filled(text.split(" "), width)]
+    table = [{**row, "id": shortened(row["id"]), "of": shortened(row["of"], 24)} for row in move_rows(report)]
+    if table:
+        table.insert(0, {name: name for name in table[0]})
+        lines += ["", *_table(table, width)]
+    if len(report.moves) > _SHOWN_MOVES:
+        lines.append(f"and {len(report.moves) - _SHOWN_MOVES:,} more: report.moves")
+    return "\n".join(lines)
+
+
+def sweep_html(report: SweepReport) -> str:
+    """The same as an HTML fragment for notebooks."""
+    rows = move_rows(report)
+    head = "".join(f'<th style="{_align(name)}">{name}</th>' for name in (rows[0] if rows else ()))
+    body = "".join(
+        "<tr>" + "".join(f'<td style="{_align(name)}"{_shown(name, cell)}</td>' for name, cell in row.items()) + "</tr>"
+        for row in rows
+    )
+    said = "".join(f"<div>{escape(line)}</div>" for line in swept(report))
+    return (
+        f'<div style="color:inherit;font-family:sans-serif">{said}'
+        f'<table style="border-collapse:collapse;font-size:.9em"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
 def as_text(context: Context, *, width: int = 100) -> str:
     """The budget bar, its legend and the report, in lines of at most *width* columns (60 at least)."""
     width = max(width, _NARROWEST)
@@ -261,8 +331,12 @@ __all__ = [
     "cells",
     "compaction",
     "details",
+    "move_rows",
     "rows",
     "shares",
     "shortened",
+    "sweep_html",
+    "sweep_text",
+    "swept",
     "total",
 ]

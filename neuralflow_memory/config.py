@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
+from .types import MemoryType
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -81,6 +83,82 @@ class State(_Section):
     max_states: int = Field(default=100, ge=1, description="versions kept of a session's state, the newest")
     cleanup_interval: float = Field(
         default=300.0, gt=0, description="seconds between looks for sessions that became idle or expired"
+    )
+
+
+class Tiers(_Section):
+    """When an entry that nobody uses becomes cold, and who looks. docs/tiers.md"""
+
+    warm_tier_max_age_days: float | None = Field(
+        default=30.0,
+        gt=0,
+        description="days since its last use, or since it was written, after which an entry becomes cold; None: never",
+    )
+    min_access_count_warm: float = Field(
+        default=2.0,
+        ge=0,
+        description="unless it was used so often; with each so many days that go by, earlier uses count half",
+    )
+    enable_compression: bool = Field(default=True, description="compress the blocks that cold entries stand in")
+    tier_migration_interval: float = Field(default=3600.0, gt=0, description="seconds between sweeps in the background")
+    background: bool = Field(default=False, description="sweep in the background; else when `sweep` is called")
+
+
+class Cold(_Section):
+    """What else becomes cold, and how long it stays in the archive where retention deletes."""
+
+    after_days: float | None = Field(
+        default=30.0,
+        gt=0,
+        description="days, counted as those of tiers, after which an entry of little importance becomes cold however often it was used; None: never",
+    )
+    below_importance: float = Field(default=0.7, ge=0, le=1, description="what is little importance: less than this")
+    max_age_days: float | None = Field(
+        default=180.0,
+        gt=0,
+        description="days in the archive after which an entry is deleted, if `retention.delete`; None: never",
+    )
+
+
+class Keep(_Section):
+    """What `retention` says otherwise of a type or a tag; what is not given is as for the others."""
+
+    retention_days: float | None = Field(default=None, gt=0)
+    max_entries: int | None = Field(default=None, ge=0)
+    keep_importance: float | None = Field(default=None, ge=0, le=1)
+    delete: bool | None = None
+
+
+class Retention(_Section):
+    """How much is kept of a user, and for how long. What is over is archived; or deleted, if asked for. docs/retention.md"""
+
+    max_entries: int | None = Field(
+        default=10_000,
+        ge=0,
+        description="entries of knowledge and episodes kept of a user, the least important going first; None: all",
+    )
+    retention_days: float | None = Field(
+        default=90.0,
+        gt=0,
+        description="days since its last use, or since it was written, that one is kept; None: for good",
+    )
+    keep_importance: float = Field(
+        default=0.8, ge=0, le=1, description="what is of this importance, or of more, is kept whatever its age"
+    )
+    delete: bool = Field(
+        default=False, description="delete what retention, or its age in the archive, selects, instead of archiving it"
+    )
+    undo_days: float = Field(
+        default=7.0, ge=0, description="days for which what retention deleted can be brought back; 0: gone at once"
+    )
+    max_delete_share: float = Field(
+        default=0.2, ge=0, le=1, description="a sweep that would delete a greater share of all entries deletes nothing"
+    )
+    types: dict[MemoryType, Keep] = Field(
+        default={}, description="other rules for a type, e.g. `{'short_term': {'retention_days': 365}}`"
+    )
+    tags: dict[str, Keep] = Field(
+        default={}, description="other rules for a tag, which win over those of types; of several, what keeps longest"
     )
 
 
@@ -206,6 +284,9 @@ class Settings(_Section):
     context: Prompt = Prompt()
     state: State = State()
     tasks: Tasks = Tasks()
+    tiers: Tiers = Tiers()
+    archive: Cold = Cold()
+    retention: Retention = Retention()
     ranking: Ranking = Ranking()
     embedder: Embedding = Embedding()
     gemini: Gemini = Gemini()
@@ -241,13 +322,17 @@ def _unknown(loc: tuple[int | str, ...]) -> str:
 __all__ = [
     "Budget",
     "Chroma",
+    "Cold",
     "Embedding",
     "Gemini",
+    "Keep",
     "Prompt",
     "Pruning",
     "Ranking",
+    "Retention",
     "Settings",
     "State",
     "Tasks",
+    "Tiers",
     "explained",
 ]

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from queue import Empty, SimpleQueue
 
 from ._offload import Workers
@@ -21,8 +22,9 @@ from .pipeline.extract import MOST_ATTEMPTS, extract
 from .pipeline.index import BATCH, PARKED, index_batch
 from .pipeline.parts import Parts
 from .pipeline.states import cleanup
+from .pipeline.sweep import last_sweep, sweep
 from .protocols import EntryStore, Lock
-from .types import RestoreReport, Scope
+from .types import RestoreReport, Scope, SweepReport
 
 _STORAGE_WORKERS = 4  # places at a time; see _offload
 _FOLDERS = 4  # folds at a time: one that waits for a slow model must not hold up the others
@@ -105,7 +107,8 @@ class Core:
         """Whether the vector index may be another than the marks are about, or marks are on hold though it answers."""
         self._checked = open_store is None
         """Whether the vector index was looked at: until then, what it lost is not marked."""
-        self._full: SimpleQueue[Scope | None] = SimpleQueue()
+        self._full: SimpleQueue[Scope | Callable[[], None] | None] = SimpleQueue()
+        """Sessions to be folded, other things to be done in the background; None ends a thread."""
         self._folding: dict[Scope, bool] = {}
         """Sessions being folded or waiting for it; True when one filled up again meanwhile."""
         self._cleaned = time.monotonic()
@@ -122,8 +125,12 @@ class Core:
         parts.residents.whole = parts.store is None
         parts.changed = self._wake.give
         parts.full = self._fold_later
+        parts.later = self._full.put
+        self._sweep_at = self._first_sweep() if parts.settings.tiers.background else None
+        """By the monotonic clock; None: not in the background."""
         self._threads = [
-            threading.Thread(target=self._fold, name=f"neuralflow-folder-{n}", daemon=True) for n in range(_FOLDERS)
+            threading.Thread(target=self._fold, args=(n == 0,), name=f"neuralflow-folder-{n}", daemon=True)
+            for n in range(_FOLDERS)
         ]
         if open_store is not None:
             self._loading.acquire()
@@ -331,13 +338,19 @@ class Core:
                 self._full.put(scope)  # first: if an interrupt comes between the two, it is folded all the same
                 self._folding[scope] = False
 
-    def _to_fold(self) -> Scope | None:
-        """The next session to be folded; whoever waits for one sees to the states of sessions in between."""
+    def _next(self, *, sweeps: bool) -> Scope | Callable[[], None] | None:
+        """The next session to be folded, or other thing to be done; whoever waits for one sees to the states of sessions in
+        between, and one of them sweeps.
+        """
         pause = min(self.parts.settings.state.cleanup_interval, threading.TIMEOUT_MAX)
         while True:
             self._clean_up(pause)
-            with suppress(Empty):
-                return self._full.get(timeout=pause)
+            due = self._sweep_at if sweeps else None
+            try:
+                return self._full.get(timeout=pause if due is None else min(pause, max(0.0, due - time.monotonic())))
+            except Empty:
+                if due is not None and time.monotonic() >= due:
+                    self._sweep()
 
     def _clean_up(self, pause: float) -> None:
         with self._guard:
@@ -349,8 +362,12 @@ class Core:
         except Exception as error:  # the next one tries again
             self._note("cleanup of states", error)
 
-    def _fold(self) -> None:
-        while (scope := self._to_fold()) is not None:
+    def _fold(self, sweeps: bool) -> None:
+        """Fold what is to be folded; one of the threads also sweeps."""
+        while (scope := self._next(sweeps=sweeps)) is not None:
+            if callable(scope):
+                self._do(scope)
+                continue
             again = True
             while again:
                 with self._guard:
@@ -367,6 +384,50 @@ class Core:
                     if not again:
                         self._folding.pop(scope, None)
             self._moved.give()
+
+    def _do(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            self._note("background", error)
+
+    # -- sweeping
+
+    def _first_sweep(self) -> float:
+        """When an interval has gone by since anybody swept the folder."""
+        parts = self.parts
+        swept = last_sweep(parts)
+        since = 0.0 if swept is None else (parts.clock() - datetime.fromisoformat(swept["at"])).total_seconds()
+        left = 0.0 if swept is None else parts.settings.tiers.tier_migration_interval - since
+        return time.monotonic() + min(max(left, 0.0), parts.settings.tiers.tier_migration_interval)
+
+    def _sweep(self) -> None:
+        """Sweep, if this is the process that indexes for all; without an index, if nobody else has that lock."""
+        self._sweep_at = time.monotonic() + self.parts.settings.tiers.tier_migration_interval
+        borrowed = self._open_store is None and not self._lock.held and self._lock.take()
+        if self._lock.held:
+            self._do(lambda: self._told(sweep(self.parts, dry_run=False)))
+        if borrowed:
+            self._lock.release()
+
+    def _told(self, report: SweepReport) -> None:
+        if report.refused is not None:
+            self.parts.trouble = f"sweeping: {report.refused}"
+
+    def vacuum(self) -> None:
+        """Give the room that was freed back to the disk: the ledger's, and that of an index of our own."""
+        parts = self.parts
+        parts.write_uses()
+        parts.ledger.vacuum()
+        if not self._lock.held or parts.store is None or parts.store.url is not None or self._open_store is None:
+            return
+        with self._indexing:
+            # Chroma keeps the rows of vectors that were deleted: it is made anew, from the vectors in the ledger.
+            if not parts.store.clear():
+                return
+            parts.store = self._open_store()
+            self._check()
+        self.flush()
 
     # -- waiting and closing
 
@@ -432,7 +493,12 @@ class Core:
         parts = self.parts
         # Neither marks nor vectors of before may be written after it.
         with ready(parts, path, progress=progress) as put_in_place, self._indexing, parts.embedding:
+            known = None if parts.model_id is None else parts.ledger.known_model(parts.model_id)
             done = put_in_place(restore_deleted)
+            if known is not None and parts.model_id is not None and parts.store is not None and self._lock.held:
+                # Where nothing is left to be indexed, nobody else would.
+                with suppress(StorageError):
+                    parts.store.reset(model_id=parts.model_id, dimensions=known[1])
         self._wake.give()
         self._hurry.give()
         return done
@@ -459,6 +525,8 @@ class Core:
             thread.join()
         self.workers.close()
         self.patient_workers.close()
+        with suppress(Exception):  # what is not written down is not counted
+            self.parts.write_uses()
         if self.parts.store is not None:
             self.parts.store.close()
         self._lock.release()  # another may go on at once

@@ -187,6 +187,12 @@ class StatePersistenceError(StateError, StorageError):
     """A state could not be written; the old one stands. Its cause is the error of the ledger. Attribute: `path`."""
 
 
+class ArchiveError(StorageError):
+    """A block of the archive is missing or damaged. Attribute: `block`, its name. What is not in it is not touched."""
+
+    block: str
+
+
 class ModelMismatch(NeuralFlowError, ValueError):
     """The folder was indexed with another embedding model. Attributes: `stored`, `given`."""
 

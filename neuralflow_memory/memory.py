@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
@@ -12,7 +13,8 @@ from uuid import uuid4
 from ._offload import Workers, offload
 from .config import Settings
 from .core import Core
-from .errors import ClosedError, StorageError
+from .errors import ArchiveError, ClosedError, StorageError
+from .pipeline import archive, sweep
 from .pipeline.backup import backup
 from .pipeline.export import Progress, export
 from .pipeline.import_ import import_
@@ -23,7 +25,7 @@ from .protocols import EntryStore
 from .rules.budget import prompt_tokens
 from .rules.states import StateRules, as_rules
 from .session import Session
-from .types import BackupReport, ExportReport, ImportReport, RestoreReport, Scope, SessionInfo
+from .types import BackupReport, ExportReport, ImportReport, RestoreReport, Scope, SessionInfo, SweepReport
 from .values import Values
 
 
@@ -121,7 +123,7 @@ class Memory:
     def stats(self, *, verify: bool = False) -> dict[str, Any]:
         """Counts and states, for people and for monitoring.
 
-        *verify* also waits until the vector index was asked whether it answers, and reads all of the ledger's file:
+        *verify* also reads every block of the archive, waits until the vector index was asked whether it answers, and reads all of the ledger's file:
         "integrity" says whether it is sound, and "twins" lists session ids that exist with and without a user, which are
         different conversations. "indexer" is the process that indexes for all who have the folder open, perhaps this one.
         """
@@ -154,6 +156,9 @@ class Memory:
             "facts_lost",
         ):
             found[name] = parts.tally[name]
+        found["archive_bytes"] = parts.archive.nbytes()
+        found["archive_damaged"] = archive.damaged(parts)
+        found["last_sweep"] = sweep.last_sweep(parts)
         found["spent"] = parts.ledger.spent()
         parts.residents.look()
         tenants = {tenant for tenant, *_ in parts.ledger.calibration()}
@@ -161,6 +166,10 @@ class Memory:
         found["last_error"] = parts.trouble
         if verify:
             found["integrity"] = parts.ledger.verify()
+            for name in parts.ledger.block_names():
+                with suppress(ArchiveError):  # the archive notes it
+                    parts.archive.check(name)
+            found["archive_damaged"] = archive.damaged(parts)
             found["twins"] = parts.ledger.twins()
         return found
 
@@ -247,6 +256,7 @@ class Memory:
         """Copy all that is stored, as of one moment, into a new folder; others may write meanwhile.
 
         The copy is checked, and is there whole or not at all. The vector index is not in it: it is filled from the ledger.
+        Sweeps wait until it is made. A block of the archive that can't be read is left out, and the report names it.
 
         Args:
             path: The folder to make.
@@ -279,6 +289,35 @@ class Memory:
         self._ready_parts()
         return self._core.restore(path, restore_deleted=restore_deleted, progress=progress)
 
+    def sweep(self, *, dry_run: bool = False) -> SweepReport:
+        """Move entries to where they belong: to the archive what nobody uses, back what is used again, by `tiers` and `archive`.
+
+        What has expired or is selected by `retention` is archived as well, or deleted, if `retention.delete` asks for it.
+        Knowledge that says the same is merged, as `entries.consolidate` does. Keyed values that have expired are deleted.
+
+        Args:
+            dry_run: Only say what would be done, and why.
+
+        Returns:
+            Every move with its reason; print it.
+        """
+        return sweep.sweep(self._ready_parts(), dry_run=dry_run)
+
+    def undo(self, run: str) -> int:
+        """Bring back what retention deleted in a sweep, for `retention.undo_days`; how many entries.
+
+        What somebody deleted himself never comes back. Raises `NotFound` if there is nothing to bring back.
+
+        Args:
+            run: The sweep's `run`, as its report and `stats()` name it.
+        """
+        return sweep.undo(self._ready_parts(), run)
+
+    def vacuum(self) -> None:
+        """Give the room of what was archived or deleted back to the disk. Nobody can write for that long; it may take minutes."""
+        self._ready_parts()
+        self._core.vacuum()
+
     def close(self) -> None:
         """Close this handle; the last one on a folder closes it. Indexing that is left goes on when it is next opened."""
         if not self._closed:
@@ -294,6 +333,19 @@ class Memory:
     aimport_ = offload(import_, workers="_patient_workers")
     abackup = offload(backup, workers="_patient_workers")
     arestore = offload(restore, workers="_patient_workers")
+
+    async def asweep(self, *, dry_run: bool = False) -> SweepReport:
+        """Async twin of `sweep`."""
+        # It may take long, and must not hold a storage worker; so below.
+        return await self._patient_workers.run(lambda: self.sweep(dry_run=dry_run))
+
+    async def aundo(self, run: str) -> int:
+        """Async twin of `undo`."""
+        return await self._patient_workers.run(lambda: self.undo(run))
+
+    async def avacuum(self) -> None:
+        """Async twin of `vacuum`."""
+        await self._patient_workers.run(self.vacuum)
 
     async def aflush(self) -> None:
         """Async twin of `flush`."""

@@ -148,6 +148,7 @@ class Record:
             self.words,
             self.traits,
             self.called,
+            0,
             self.terms,
         )
 
@@ -167,10 +168,11 @@ Feature = tuple[
     int,
     int,
     str | None,
+    int,
     bytes,
 ]
 """Number, session, seq, type, speaker, agent, created_at, expires_at, valid_from, valid_to (microseconds), importance, words,
-traits, called, terms."""
+traits, called, whether it is cold, terms."""
 
 OnConflict = Literal["raise", "replace", "ignore"]
 
@@ -270,7 +272,9 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Dirty:
-    """An entry whose state at `version` the vector index has not seen. `attempts`: failures so far."""
+    """An entry whose state at `version` the vector index has not seen; negative where it changed its tier. `attempts`: failures
+    so far.
+    """
 
     number: int
     key: str
@@ -441,6 +445,103 @@ class Became(NamedTuple):
     left_out: int
 
 
+Texts = Literal["read", "skip", "bare"]
+"""How cold entries are read: with their texts, or an `ArchiveError` where a block can't be read; without those that can't; or
+all of them with nothing in place of text, blocks, calls, payload and metadata, and no block is opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What decides where an entry belongs, without its text. Times in microseconds.
+
+    Attributes:
+        exempt: Why it stays where it is, whatever its age; None where nothing speaks for that.
+        used_at: Its last use, or when it was written if that came later. `uses`: how often it was used, as of then; of what is cold, since it became so.
+        ended_at: Until when it holds: since then it is superseded, or merged into another; None where nothing ends it.
+        archived_at: Since when it is cold; None while it is warm.
+    """
+
+    number: int
+    id: str
+    session_id: str | None
+    type: MemoryType
+    exempt: str | None
+    importance: float
+    tags: tuple[str, ...]
+    used_at: int
+    uses: float
+    expires_at: int | None
+    ended_at: int | None
+    archived_at: int | None
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block of the archive, as the ledger knows it: how many entries it was written with, and their size unpacked.
+
+    `live`: those of them that still stand in it.
+    """
+
+    id: int
+    owner: int
+    name: str
+    label: str | None
+    entries: int
+    size: int
+    live: tuple[int, ...]
+
+
+class Archive(Protocol):
+    """Keeps texts of cold entries in blocks, which never change. What stands where is the ledger's to say.
+
+    Errors are `ArchiveError`, naming the block, and otherwise `StorageError`.
+    """
+
+    @property
+    def damaged(self) -> Mapping[str, str]:
+        """Blocks that could not be read when they were last asked for, and why."""
+        ...
+
+    def write(self, records: Mapping[int, bytes]) -> str:
+        """Store *records*, by the numbers of their entries, as a new block; its name.
+
+        When this returns, the block survives a power cut, and was read back and found equal.
+        """
+        ...
+
+    def read(self, name: str) -> Mapping[int, bytes]:
+        """All records of a block. Those of blocks read lately are kept in RAM."""
+        ...
+
+    def check(self, name: str) -> None:
+        """Read a block from where it is stored; raises `ArchiveError` if it is not as it was written."""
+        ...
+
+    def packed(self, name: str) -> bytes:
+        """A block as it is stored, for a backup; it was checked."""
+        ...
+
+    def put(self, name: str, packed: bytes) -> bool:
+        """Store what `packed` gave under the name that it had, unless that is here and sound; whether it was stored.
+
+        When this returns, the block survives a power cut.
+        """
+        ...
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove blocks; unknown names are no error."""
+        ...
+
+    def names(self) -> list[str]:
+        """Every block there is, also what was left of one that did not come into being."""
+        ...
+
+    def nbytes(self) -> int:
+        """What all blocks take."""
+        ...
+
+
 class Lock(Protocol):
     """A lock among processes, which the system gives back however a process ends."""
 
@@ -590,7 +691,7 @@ class Ledger(Protocol):
         ...
 
     def drop(self, scope: Scope, doomed: Sequence[Entry], *, now: int, cleared: StateRecord | None = None) -> int:
-        """Delete entries for good, leaving a tombstone each; how many there were.
+        """Delete entries for good, leaving a tombstone each, also what `discard` has kept of them; how many there were.
 
         With *cleared*, the session's state and its history go, too, if it has any; that stands in their place, at the next
         version.
@@ -660,11 +761,11 @@ class Ledger(Protocol):
         """Tenant, model, count, mean and squared deviations of what was taken in, of all tenants or of one."""
         ...
 
-    def by_keys(self, scope: Scope, keys: Sequence[str]) -> dict[str, Entry]:
+    def by_keys(self, scope: Scope, keys: Sequence[str], *, texts: Texts = "read") -> dict[str, Entry]:
         """Entries of the owner by key; unknown keys, and other owners', are left out."""
         ...
 
-    def by_numbers(self, scope: Scope, numbers: Sequence[int]) -> dict[int, Entry]:
+    def by_numbers(self, scope: Scope, numbers: Sequence[int], *, texts: Texts = "read") -> dict[int, Entry]:
         """Entries of the owner by number; unknown numbers, and other owners', are left out."""
         ...
 
@@ -678,6 +779,7 @@ class Ledger(Protocol):
         after: int = 0,
         last: int | None = None,
         limit: int | None = None,
+        texts: Texts = "read",
     ) -> Iterator[Entry]:
         """Entries of a session in the order of `seq`, or of the whole owner in the order they were written.
 
@@ -772,12 +874,15 @@ class Ledger(Protocol):
         ...
 
     def dump(
-        self, *, tenant: str | None = None, user_id: str | None = None, model: int | None = None
+        self, *, unread: list[int], tenant: str | None = None, user_id: str | None = None, model: int | None = None
     ) -> Iterator[Moved]:
         """All that is stored, or what is of a tenant or a user, as of one moment; with the vectors of *model*.
 
         Owner after owner: its sessions, each with the versions of its state, its entries in the order in which they were
         written, each with its earlier versions, its values, what was found in which turns. Records have no terms.
+
+        What can't be read from the archive is left out, and added to *unread* by its number. Blocks must not be replaced
+        meanwhile.
         """
         ...
 
@@ -805,8 +910,12 @@ class Ledger(Protocol):
         """All that was dumped in *source* is in place; turns that nothing covers go back into the window."""
         ...
 
-    def copy(self, target: Path, *, progress: Callable[[int, int], None] | None = None) -> dict[str, int]:
-        """Copy all of it into a new file, as of one moment, and check the copy; how many rows each table has."""
+    def copy(
+        self, target: Path, *, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[dict[str, int], list[str]]:
+        """Copy all of it into a new file, as of one moment, and check the copy; how many rows each table has, and the names of
+        the blocks of the archive that it reads.
+        """
         ...
 
     def prepare(self, copy: Path, *, lineage: str, terms: Callable[[Entry], Record]) -> None:
@@ -908,6 +1017,88 @@ class Ledger(Protocol):
         """How many marks are there, without those that are parked."""
         ...
 
+    def expired_values(self, *, now: int) -> list[tuple[Scope, int]]:
+        """How many keyed values have expired, by their owner's widest scope."""
+        ...
+
+    def owners(self) -> list[tuple[int, Scope]]:
+        """Every owner that has entries: its number and its widest scope."""
+        ...
+
+    def standings(self, owner: int) -> list[Standing]:
+        """What decides where an owner's entries belong, in the order of their numbers."""
+        ...
+
+    def use(self, uses: Mapping[int, tuple[int, int]], *, halving: int) -> None:
+        """Count uses of entries: how often, and when last, by number. Earlier uses count half after *halving* microseconds."""
+        ...
+
+    def records(self, numbers: Sequence[int]) -> dict[int, tuple[int, bytes]]:
+        """Versions and texts, as they are archived, of those entries that are warm and may become cold."""
+        ...
+
+    def open_block(self, owner: int, *, label: str | None, size: int, entries: int) -> Block | None:
+        """The owner's newest block of this label that has less than *size* unpacked, and fewer than *entries*."""
+        ...
+
+    def worn_blocks(self) -> list[Block]:
+        """Blocks that some entry has left, but not all, by owner."""
+        ...
+
+    def block_names(self) -> list[str]:
+        """The names of all blocks in which something stands."""
+        ...
+
+    def pack(
+        self,
+        name: str,
+        *,
+        owner: int,
+        label: str | None,
+        size: int,
+        versions: Mapping[int, int],
+        moved: Block | None,
+        now: int,
+    ) -> list[int]:
+        """Take over a block that was written, in place of texts here, and of the block *moved*; the numbers that became cold.
+
+        *versions*: of the entries whose texts were read here. Those that were changed since, or are exempt now, stay warm. It
+        survives a power cut when this returns: what it stands in place of may then be removed.
+        """
+        ...
+
+    def thaw(self, numbers: Sequence[int]) -> list[int]:
+        """Take texts of cold entries back from the archive and mark those for the index; the numbers of those that came."""
+        ...
+
+    def discard(self, numbers: Sequence[int], *, run: str, now: int, undo: bool) -> list[int]:
+        """Delete entries of one owner that retention selected; their numbers. With *undo* they can be brought back."""
+        ...
+
+    def bring_back(self, run: str) -> list[int]:
+        """Undo what `discard` did for *run*: the numbers of the entries that are there again."""
+        ...
+
+    def discarded(self, scope: Scope, keys: Sequence[str] | None = None) -> dict[str, Entry]:
+        """What `discard` has kept under *keys* of the owner's, by these; without *keys*, what it has of the session."""
+        ...
+
+    def tidy(self, *, discarded_before: int) -> None:
+        """Forget what was discarded before then, and counts of entries that are gone."""
+        ...
+
+    def vacuum(self) -> None:
+        """Give the room that was freed back to the disk. Nobody can write meanwhile."""
+        ...
+
+    def note(self, name: str, text: str) -> None:
+        """Keep a fact about the folder."""
+        ...
+
+    def noted(self, name: str) -> str | None:
+        """The fact of that name, None if none was kept."""
+        ...
+
     def totals(self, *, parked_at: int) -> dict[str, Any]:
         """Counts over the whole folder, for `stats()`."""
         ...
@@ -978,13 +1169,19 @@ class EntryStore(Protocol):
         """Drop everything and start anew for vectors of this model."""
         ...
 
+    def clear(self) -> bool:
+        """Close, and remove all that is stored in this folder, if most of its room is wasted; whether that was done."""
+        ...
+
     def close(self) -> None: ...
 
 
 __all__ = [
     "AccessPolicy",
     "Appended",
+    "Archive",
     "Became",
+    "Block",
     "Change",
     "Clock",
     "Dirty",
@@ -1009,11 +1206,13 @@ __all__ = [
     "Record",
     "Reranker",
     "Restored",
+    "Standing",
     "StateRecord",
     "StoredState",
     "StoredValue",
     "StoredWindow",
     "Summarizer",
+    "Texts",
     "TokenCounter",
     "ValueRecord",
     "ValuesWritten",

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._offload import Workers, offload
-from .pipeline import assemble, compact, edit, episodes, extract, ingest, search, snapshots, states, versions
+from .pipeline import archive, assemble, compact, edit, episodes, extract, ingest, search, snapshots, states, versions
 from .pipeline import consolidate as consolidation
 from .pipeline.ingest import Messages
 from .pipeline.parts import Parts
@@ -166,7 +166,7 @@ class Session:
             source: Where it is from.
             metadata: JSON values to filter by.
             created_at: When it was said, if that was not now.
-            expires_at: When search stops finding it.
+            expires_at: When search stops finding it; sweeps then archive it, or delete it if `retention.delete`.
             valid_from: Since when it holds, if that is not since *created_at*.
             supersedes: Ids of knowledge that it stands for from then on: kept, with `valid_to` and `superseded_by`, and no
                 hit of a search for what holds now.
@@ -462,9 +462,9 @@ class Entries:
         )
 
     def get(self, id: str) -> Entry:
-        """One entry, by id or key; `NotFound` when this scope has none."""
+        """One entry, by id or key; `NotFound` when this scope has none. It counts as a use of it."""
         s = self._session
-        return edit.get(s._parts, s.scope, id, principal=s.principal)
+        return edit.read(s._parts, s.scope, id, principal=s.principal)
 
     def update(self, id: str, /, **changes: Any) -> Entry:
         """Change `content`, `metadata`, `tags`, `category`, `source`, `importance`, `expires_at`, `valid_from` or `valid_to`.
@@ -516,6 +516,23 @@ class Entries:
         s = self._session
         return edit.delete(s._parts, s.scope, ids, principal=s.principal, filter=filter, within=within)
 
+    def archive(
+        self,
+        ids: str | Iterable[str] | None = None,
+        *,
+        filter: Mapping[str, Any] | None = None,
+        label: str | None = None,
+        within: Literal["user", "session"] = "session",
+    ) -> int:
+        """Move entries into the archive now, by id or by filter (in this session unless *within* is "user"); how many.
+
+        They stay in the transcript and are found by their words; one that is used comes back with the next sweep. Turns in
+        the window, pinned ones, tasks and running summaries stay where they are. *label* is what they can be listed by:
+        `list(filter={"archive_label": ...})`.
+        """
+        s = self._session
+        return archive.archive(s._parts, s.scope, ids, principal=s.principal, filter=filter, label=label, within=within)
+
     def count(self, *, filter: Mapping[str, Any] | None = None, within: Literal["user", "session"] = "session") -> int:
         """How many entries fulfil *filter*, in this session unless *within* is "user"."""
         s = self._session
@@ -529,6 +546,7 @@ class Entries:
     asimilar = offload(similar)
     aconsolidate = offload(consolidate)
     adelete = offload(delete)
+    aarchive = offload(archive)
     acount = offload(count)
 
 

@@ -34,6 +34,7 @@ from .rules.states import StateRules, as_rules
 from .rules.traits import VERSION as TRAITS_VERSION
 from .security.access import AllowOwn
 from .sources import IN_MEMORY, laid_over, read_settings
+from .storage.archive import FileArchive
 from .storage.ledger.sqlite import SqliteLedger
 from .storage.lock import FolderLocks
 
@@ -42,7 +43,10 @@ if TYPE_CHECKING:
 
 LEDGER_FILE = "ledger.sqlite3"
 CHROMA_FOLDER = "chroma"
-_OURS = frozenset({LEDGER_FILE, LEDGER_FILE + "-wal", LEDGER_FILE + "-shm", CHROMA_FOLDER, "lock", "open"})
+ARCHIVE_FOLDER = "archive"
+_OURS = frozenset(
+    {LEDGER_FILE, LEDGER_FILE + "-wal", LEDGER_FILE + "-shm", CHROMA_FOLDER, ARCHIVE_FOLDER, "lock", "open"}
+)
 _PARTS = ("embedder", "reranker", "summarizer", "extractor", "token_counter", "policy", "clock", "state_rules")
 
 
@@ -232,6 +236,7 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
     store: EntryStore | None = None
     try:
         counter = given["token_counter"] or token_counter(settings.tokenizer)
+        archive = FileArchive(folder / ARCHIVE_FOLDER, compress=settings.tiers.enable_compression)
         ledger = SqliteLedger(
             folder / LEDGER_FILE,
             counter=counter.name,
@@ -239,6 +244,7 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
             alone=locks.alone,
             max_states=settings.state.max_states,
             keep_states=settings.state.persistence,
+            archive=archive,
         )
         embedder = given.get("embedder") or _embedder(settings)
         model_id = None if embedder is None else _model_id(embedder)
@@ -294,6 +300,7 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
             policy=given["policy"] or AllowOwn(),
             clock=clock,
             residents=Residents(ledger, max_bytes=settings.ram_mb * 1024 * 1024, clock=clock, model_id=model_id),
+            archive=archive,
             extractor=extractor,
             reranker=None if given["reranker"] is None else as_reranker(given["reranker"]),
             state_rules=as_rules(given.get("state_rules")),

@@ -233,6 +233,11 @@ class Entry:
         """Whether it held, or had been said, at that time."""
         return (self.valid_from or self.created_at) <= when and (self.valid_to is None or when < self.valid_to)
 
+    tier: Literal["warm", "cold"] = "warm"
+    """Where its text is: "cold" is the archive, from where it is read as any other."""
+    archive_label: str | None = None
+    """What `entries.archive` was told to archive it under."""
+
     @property
     def message(self) -> Message:
         """The entry as a message; knowledge and summaries read as system messages."""
@@ -452,12 +457,16 @@ class StateDiff:
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What `Memory.export` wrote: how many sessions, entries and values, and how many bytes the file has."""
+    """What `Memory.export` wrote: how many sessions, entries and values, and how many bytes the file has.
+
+    `unread`: entries that are not in it, since their blocks of the archive can't be read; `stats()` names those.
+    """
 
     sessions: int
     entries: int
     values: int
     bytes: int
+    unread: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -481,26 +490,32 @@ class ImportReport:
 
 @dataclass(frozen=True, slots=True)
 class BackupReport:
-    """What `Memory.backup` made: the folder, as of when, how many sessions and entries, and the bytes of the ledger."""
+    """What `Memory.backup` made: the folder, as of when, how many sessions and entries, and the bytes of its files.
+
+    `damaged`: blocks of the archive that can't be read, with the reason. They are not in it.
+    """
 
     path: Path
     created_at: datetime
     sessions: int
     entries: int
     bytes: int
+    damaged: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreReport:
     """What `Memory.restore` did: as of when it is now, with how many sessions and entries.
 
-    `left_out`: entries and values of the backup that were deleted since then, and stay deleted.
+    `left_out`: entries and values of the backup that were deleted since then, and stay deleted. `damaged`: blocks of the
+    archive that were not in the backup and can't be read here, with the reason.
     """
 
     created_at: datetime
     sessions: int
     entries: int
     left_out: int
+    damaged: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -516,6 +531,69 @@ class Merged:
     merged: tuple[str, ...]
     score: float
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What a sweep does, or would do, with one entry, and why.
+
+    Attributes:
+        what: "merge" (it goes into other knowledge, which says the same), "archive" (it becomes cold), "warm" (it comes back
+            from the archive) or "delete".
+        rule: The option that decided, or "duplicates".
+        reason: The same in words, for this entry.
+    """
+
+    what: Literal["merge", "archive", "warm", "delete"]
+    id: str
+    type: MemoryType
+    user_id: str | None
+    session_id: str | None
+    rule: str
+    reason: str
+    number: int = 0
+    """The ledger's own number of the entry, unique in its folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepReport:
+    """What a sweep did or, if `dry_run`, would do. `print(report)` shows every move with its reason, a notebook as HTML.
+
+    Attributes:
+        run: Names this run for `Memory.undo`.
+        moves: Every entry that is moved.
+        done: How many of them were; fewer where an entry was used or changed meanwhile, or the sweep was cut short.
+        expired: Keyed values that had expired, and were deleted.
+        refused: Why nothing was deleted although retention selected something; None if that was not so.
+        complete: False when the memory was closed on the way; the next sweep goes on.
+        rewritten: Blocks of the archive from which something had gone, written anew without it.
+        damaged: Blocks of the archive that can't be read, with the reason.
+    """
+
+    run: str
+    at: datetime
+    dry_run: bool
+    moves: tuple[Move, ...]
+    done: int = 0
+    expired: int = 0
+    refused: str | None = None
+    complete: bool = True
+    rewritten: int = 0
+    damaged: Mapping[str, str] = field(default_factory=dict)
+
+    def count(self, what: str) -> int:
+        """How many entries are merged, archived, warmed or deleted: `report.count("archive")`."""
+        return sum(m.what == what for m in self.moves)
+
+    def __str__(self) -> str:
+        from ._report import sweep_text
+
+        return sweep_text(self)
+
+    def _repr_html_(self) -> str:
+        from ._report import sweep_html
+
+        return sweep_html(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -554,6 +632,7 @@ __all__ = [
     "MemoryType",
     "Merged",
     "Message",
+    "Move",
     "RestoreReport",
     "Role",
     "Scope",
@@ -561,6 +640,7 @@ __all__ = [
     "StateDiff",
     "StateVersion",
     "Summary",
+    "SweepReport",
     "ToolCall",
     "Value",
     "microseconds",

@@ -52,15 +52,22 @@ def rows(memory):
         return {n: db.execute(f"SELECT count(*) FROM {n}").fetchone()[0] for n in names}
 
 
+def without_tiers(db):
+    """Make a ledger's file as it was before entries could be cold."""
+    for table in ("blocks", "archived", "uses", "trash"):
+        db.execute(f"DROP TABLE {table}")
+    db.execute("ALTER TABLE features DROP COLUMN cold")
+
+
 def index_keys(memory):
     """Every key in Chroma."""
     return set(memory._core.parts.store.keys())
 
 
 def live_keys(memory):
-    """The keys of all live entries with words, of every owner."""
+    """The keys of all live entries with words, of every owner, that belong into the index."""
     with memory._core.parts.ledger._db.read() as db:
-        found = db.execute("SELECT key, content FROM entries").fetchall()
+        found = db.execute("SELECT key, content FROM entries WHERE codec = 0").fetchall()
     return {key.hex() for key, content in found if content.strip()}
 
 

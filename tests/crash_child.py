@@ -145,9 +145,11 @@ def check(memory, folder):
         assert all(word not in h.entry.content for h in chat.search(word, types=["short_term"])), f"{word} came back"
     check_window(chat, expected)
     resume(memory, folder, expected)
-    live = {e.key for e in chat.entries.list()}
+    live = {e.key for e in chat.entries.list(filter={"tier": "warm"})}
     assert set(memory._core.parts.store.keys()) == live, "Chroma and the ledger differ"
-    assert memory.stats()["parked"] == []
+    state = memory.stats(verify=True)
+    assert state["parked"] == []
+    assert state["archive_damaged"] == {}
     return expected
 
 
@@ -248,6 +250,13 @@ def work(folder, seed, at, say):
                     continue  # it would be pinned with its user turn, which the journal does not know
                 step = ["unpin" if own in known.pinned else "pin", own]
                 call = lambda s=step: getattr(chat, s[0])(s[1])
+        elif chance < 0.96 and known.live:
+            some = rng.sample(list(known.live), min(6, len(known.live)))
+            chat.entries.archive(some)
+            chat.entries.get(rng.choice(some))
+            if chance < 0.94:
+                memory.sweep()
+            continue
         else:
             chat.search(rng.choice(TOPICS))
             continue

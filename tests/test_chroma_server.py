@@ -15,7 +15,7 @@ import pytest
 from chroma_server import ChromaServer, Proxy
 from chromadb.api.shared_system_client import SharedSystemClient
 from chromadb.config import Settings as ChromaSettings
-from conftest import CountingEmbedder, FailingEmbedder, found, index_keys, live_keys, rows, wait_until
+from conftest import CountingEmbedder, FailingEmbedder, found, index_keys, live_keys, rows, wait_until, without_tiers
 from typer.testing import CliRunner
 
 from neuralflow_memory import ConfigError, FolderError, IndexingError, Message, Settings, StorageError, core
@@ -253,6 +253,7 @@ def test_an_old_folders_marks_get_an_age(opened):
         memory.session("chat").add(["One", "Two"])
         path = memory.path / "ledger.sqlite3"
     with contextlib.closing(sqlite3.connect(path)) as db:
+        without_tiers(db)
         db.execute("ALTER TABLE dirty DROP COLUMN marked_at")
         db.execute("DROP TABLE changes")
         db.execute(f"PRAGMA user_version = {schema.MIGRATIONS.index(schema._m006_age_of_marks)}")

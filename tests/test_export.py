@@ -965,7 +965,7 @@ def test_every_field_of_an_entry_travels():
     """A field that is new in `Entry` has to go into the file, too."""
     kept = set(EntryLine.model_fields) - {"kind", "tenant", "user_id", "session_id", "agent_id"}
     kept -= {"knowledge", "summary", "value", "vector", "extraction"}
-    assert kept == {f.name for f in fields(Entry)} - {"scope", "key", "number"}
+    assert kept == {f.name for f in fields(Entry)} - {"scope", "key", "number", "tier", "archive_label"}
     own = set(VersionLine.model_fields) - {"kind", "tenant", "user_id", "session_id", "knowledge"}
     assert own == kept - {"type", "seq", "written_at", "position", "pinned"}
 

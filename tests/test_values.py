@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 
 import pytest
-from conftest import CountingEmbedder, found, in_threads, index_keys, live_keys, rows
+from conftest import CountingEmbedder, found, in_threads, index_keys, live_keys, rows, without_tiers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -163,6 +163,7 @@ def test_a_folder_of_an_earlier_version_gets_the_tables(opened):
         memory.session("chat", user_id="ada").add("Hello")
         path = memory.path / "ledger.sqlite3"
     with closing(sqlite3.connect(path)) as db:
+        without_tiers(db)
         db.execute("DROP TABLE items")
         db.execute("DROP TABLE item_texts")
         db.execute("DROP TABLE changes")

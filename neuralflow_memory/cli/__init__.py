@@ -22,6 +22,7 @@ from . import (
     overview,
     render,
     saving,
+    sweeping,
 )
 
 
@@ -51,6 +52,7 @@ for _command in (
     conversation.context,
     overview.sessions,
     overview.stats,
+    sweeping.sweep,
     doctor.doctor,
 ):
     app.command()(_command)

@@ -124,6 +124,7 @@ def state(facts: Mapping[str, Any]) -> Iterator[Finding]:
     advice = "" if whole else "; restore a backup, or copy the folder away before doing anything else"
     yield Finding("ok" if whole else "wrong", "ledger", f"SQLite's check says: {facts['integrity']}{advice}")
     yield from _index(facts)
+    yield from _archive(facts)
     parked = facts["parked"]
     if parked:
         yield Finding("wrong", "parked", f"{facts['parked_count']:,} entries fail to be indexed: {parked[0]['error']}")
@@ -163,6 +164,22 @@ def _index(facts: Mapping[str, Any]) -> Iterator[Finding]:
             f"it holds {held:,} entries, and the ledger {facts['vectors']:,} vectors: memory.reindex() fills it anew, without "
             "embedding anything again",
         )
+
+
+def _archive(facts: Mapping[str, Any]) -> Iterator[Finding]:
+    """Judge the archive, and what was swept last."""
+    for name, why in facts.get("archive_damaged", {}).items():
+        yield Finding(
+            "wrong",
+            "archive",
+            f"block {name} can't be read ({why}): bring {Path(facts['path'], 'archive', name)}.block back from a backup",
+        )
+    if facts.get("cold"):
+        held = f"{facts['cold']:,} cold entries in {facts['blocks']:,} blocks, {facts['archive_bytes']:,} bytes"
+        yield Finding("ok", "archive", held)
+    swept = facts.get("last_sweep")
+    if swept is not None and swept["refused"]:
+        yield Finding("note", "retention", str(swept["refused"]))
 
 
 def pairs(twins: Iterable[str]) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +42,10 @@ def export(
             f"Exported {done.entries:,} entries and {done.values:,} values of {done.sessions:,} conversations: "
             f"{done.bytes:,} bytes in {file}."
         )
+        if done.unread:
+            render.err().print(
+                f"{done.unread:,} entries could not be read from the archive and are not in it; run neuralflow-memory doctor"
+            )
 
 
 def backup(
@@ -59,6 +64,7 @@ def backup(
         typer.echo(
             f"Backed up {done.entries:,} entries of {done.sessions:,} conversations: {done.bytes:,} bytes in {done.path}."
         )
+        _tell(done.damaged)
 
 
 def restore(
@@ -86,3 +92,10 @@ def restore(
             f"Restored {done.entries:,} entries of {done.sessions:,} conversations, as of "
             f"{done.created_at:%Y-%m-%d %H:%M:%S} UTC{left_out}."
         )
+        _tell(done.damaged)
+
+
+def _tell(damaged: Mapping[str, str]) -> None:
+    """Say which blocks of the archive can't be read."""
+    for why in damaged.values():
+        render.err().print(render.said(why))

@@ -144,6 +144,8 @@ def context(
     # Of a turn that was cut, a hit may bring back what answers.
     sent = {entries[row].key for row, m in plan.chosen.items() if m is messages[row]} | quoted
     blocks.take_quotes(hits, room=plan.left - blocks.cost, sent=sent)
+    if blocks.quotes:
+        parts.used(quote.hit.entry.number for quote in blocks.quotes)
     while blocks.cost > plan.left and (plan.drop_oldest(keep=needed) or blocks.shrink()):
         pass
     laid, stable = _ordered(parts, plan, blocks)
@@ -420,7 +422,9 @@ def _hits_once(
         window.sent.hits = asked, [q for q in hits if q.relevant]
         return hits
     shown = [(q, [e for e in (q.hit.entry, q.asked) if e is not None]) for q in before[1]]
-    live = parts.ledger.by_numbers(scope, list({e.number for _, own in shown for e in own})) if shown else {}
+    live = (
+        parts.ledger.by_numbers(scope, list({e.number for _, own in shown for e in own}), texts="skip") if shown else {}
+    )
     return [q for q, own in shown if all(e.number in live and live[e.number].version == e.version for e in own)]
 
 

@@ -1,12 +1,13 @@
-"""`backup` and `restore`: a folder that holds a copy of the ledger, and says what must be in it."""
+"""`backup` and `restore`: a folder that holds a copy of the ledger and the archive's blocks, and says what must be in it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
@@ -16,14 +17,17 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .._failpoints import failpoint
-from ..errors import BackupError, FolderInUse, InputError, ModelMismatch, StorageError, StorageFull
+from ..errors import ArchiveError, BackupError, FolderInUse, InputError, ModelMismatch, StorageError, StorageFull
 from ..types import BackupReport, RestoreReport, Scope, microseconds
 from .export import Progress, sync
 from .parts import Parts, recorded
 
-FORMAT = 1
+FORMAT = 2
 _MANIFEST = "manifest.json"
 _LEDGER = "ledger.sqlite3"
+_ARCHIVE, _SUFFIX = "archive", ".block"
+_BLOCK = re.compile(rf"{_ARCHIVE}/([\w-]{{1,100}}){re.escape(_SUFFIX)}")
+"""The file of a block, by the block's name."""
 SCRATCH = "restoring"
 """Where, in the memory's folder, a backup is made ready to be restored."""
 _CHUNK = 1 << 20  # bytes
@@ -58,21 +62,23 @@ def backup(parts: Parts, path: str | os.PathLike[str], *, progress: Progress | N
         raise InputError(f"{target} is there already; name a new folder for each backup")
     parts.authorize(None, "read", Scope())
     partial = target.with_name(f".{target.name}.partial")
-    with parts.exclusive("backup"), _translated(target):
+    # The blocks that the copy reads stay where they are until they are copied, too.
+    with parts.exclusive("backup"), parts.exclusive("archive"), _translated(target):
         shutil.rmtree(partial, ignore_errors=True)  # of one that was cut short
         try:
             partial.mkdir(parents=True)
             now = parts.clock()
-            rows = parts.ledger.copy(partial / _LEDGER, progress=progress)
+            rows, names = parts.ledger.copy(partial / _LEDGER, progress=progress)
+            blocks, damaged = _blocks_copied(parts, names, partial, progress=progress)
             failpoint("backup.copied")
-            size, digest = _synced(partial / _LEDGER)
+            files = [_described(partial, name) for name in (_LEDGER, *blocks)]
             manifest = _Manifest(
                 kind="neuralflow-memory backup",
                 format=FORMAT,
                 created_at=now,
                 package=version("neuralflow-memory"),
                 lineage=parts.ledger.lineage,
-                files=[_File(name=_LEDGER, bytes=size, blake2b=digest)],
+                files=files,
                 rows=rows,
             )
             (partial / _MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
@@ -84,7 +90,33 @@ def backup(parts: Parts, path: str | os.PathLike[str], *, progress: Progress | N
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-    return BackupReport(target, now, rows["sessions"], rows["entries"], size)
+    return BackupReport(target, now, rows["sessions"], rows["entries"], sum(file.bytes for file in files), damaged)
+
+
+def _blocks_copied(
+    parts: Parts, names: Sequence[str], folder: Path, *, progress: Progress | None
+) -> tuple[list[str], dict[str, str]]:
+    """Copy blocks of the archive; their files, and which can't be read."""
+    files, damaged = [], {}
+    for done, name in enumerate(names, 1):
+        try:
+            packed = parts.archive.packed(name)
+        except ArchiveError as error:
+            damaged[name] = str(error)
+            continue
+        files.append(f"{_ARCHIVE}/{name}{_SUFFIX}")
+        (folder / _ARCHIVE).mkdir(exist_ok=True)
+        (folder / files[-1]).write_bytes(packed)
+        if progress is not None:
+            progress(done, len(names))
+    if files:
+        sync(folder / _ARCHIVE)
+    return files, damaged
+
+
+def _described(folder: Path, name: str) -> _File:
+    size, digest = _synced(folder / name)
+    return _File(name=name, bytes=size, blake2b=digest)
 
 
 @contextmanager
@@ -95,14 +127,19 @@ def ready(
     source = Path(path).expanduser().absolute()
     parts.authorize(None, "delete", Scope())
     scratch = parts.settings.path / SCRATCH
-    with parts.exclusive("backup"):
+    stored: list[str] = []
+    with parts.exclusive("backup"), parts.exclusive("archive"):
         try:
             with _translated(source):
                 manifest = _read(source)
                 shutil.rmtree(scratch, ignore_errors=True)
                 scratch.mkdir()
                 for file in manifest.files:
-                    _copied(source / file.name, scratch / file.name, file, progress=progress)
+                    _copied(source, scratch / Path(file.name).name, file, progress=progress)
+                # Blocks never change, and nobody reads those that the ledger doesn't know: so they go first.
+                for name in _blocks(manifest):
+                    if parts.archive.put(name, (scratch / f"{name}{_SUFFIX}").read_bytes()):
+                        stored.append(name)  # noqa: PERF401 - also if the next one fails
             failpoint("restore.copied")
             parts.ledger.prepare(scratch / _LEDGER, lineage=manifest.lineage, terms=recorded)
 
@@ -112,6 +149,9 @@ def ready(
             yield put_in_place
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+            if stored:
+                known = set(parts.ledger.block_names())
+                parts.archive.remove(name for name in stored if name not in known)
 
 
 def _put(parts: Parts, scratch: Path, manifest: _Manifest, *, restore_deleted: bool) -> RestoreReport:
@@ -138,7 +178,18 @@ def _put(parts: Parts, scratch: Path, manifest: _Manifest, *, restore_deleted: b
             forget_vectors=foreign,
             now=microseconds(parts.clock()),
         )
-    return RestoreReport(manifest.created_at, done.sessions, done.entries, done.left_out)
+    damaged = {}
+    for name in set(parts.ledger.block_names()) - set(_blocks(manifest)):
+        try:
+            parts.archive.check(name)
+        except ArchiveError as error:
+            damaged[name] = str(error)
+    return RestoreReport(manifest.created_at, done.sessions, done.entries, done.left_out, damaged)
+
+
+def _blocks(manifest: _Manifest) -> list[str]:
+    """The names of the archive's blocks in a backup."""
+    return [found[1] for file in manifest.files if (found := _BLOCK.fullmatch(file.name))]
 
 
 def _read(source: Path) -> _Manifest:
@@ -162,7 +213,7 @@ def _read(source: Path) -> _Manifest:
             f"{source} is damaged: its {_MANIFEST} can't be read; take another backup", path=path
         ) from None
     names = [file.name for file in manifest.files]
-    if _LEDGER not in names or any(Path(name).name != name for name in names):
+    if names.count(_LEDGER) != 1 or not all(_BLOCK.fullmatch(name) for name in names if name != _LEDGER):
         raise BackupError(f"{source} is damaged: its {_MANIFEST} names no ledger; take another backup", path=path)
     return manifest
 
@@ -171,7 +222,7 @@ def _copied(source: Path, target: Path, file: _File, *, progress: Progress | Non
     """Copy a file of a backup, and see that it is what was written then."""
     digest, done = hashlib.blake2b(digest_size=32), 0
     try:
-        with source.open("rb") as given, target.open("wb") as out:
+        with (source / file.name).open("rb") as given, target.open("wb") as out:
             while chunk := given.read(_CHUNK):
                 out.write(chunk)
                 digest.update(chunk)
@@ -182,8 +233,8 @@ def _copied(source: Path, target: Path, file: _File, *, progress: Progress | Non
         done = -1
     if done != file.bytes or digest.hexdigest() != file.blake2b:
         raise BackupError(
-            f"{source.parent} is damaged: {source.name} is not as it was written; take another backup, nothing was restored",
-            path=str(source.parent),
+            f"{source} is damaged: {file.name} is not as it was written; take another backup, nothing was restored",
+            path=str(source),
         )
 
 

@@ -262,7 +262,7 @@ def _last_covered(parts: Parts, scope: Scope, *, before: Entry) -> list[Entry]:
     """The last turns that the segment made last covers, if they come before the entry."""
     for segment in parts.ledger.segments(scope, last=1):
         keys = [parts.ledger.key(scope, id=i) for i in segment.sources[-16:]]
-        found = parts.ledger.by_keys(scope, keys)
+        found = parts.ledger.by_keys(scope, keys, texts="skip")
         return sorted((e for e in found.values() if e.seq < before.seq), key=lambda e: e.seq)
     return []
 

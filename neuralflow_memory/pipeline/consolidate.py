@@ -57,6 +57,11 @@ def consolidate(parts: Parts, scope: Scope, *, dry_run: bool = False, principal:
     meanwhile is left for the next time.
     """
     parts.authorize(principal, "read" if dry_run else "write", scope)
+    return merge(parts, scope, dry_run=dry_run)
+
+
+def merge(parts: Parts, scope: Scope, *, dry_run: bool) -> list[Merged]:
+    """The same for a sweep, which is nobody's."""
     resident = parts.resident(scope)
     done: list[Merged] = []
     for kept, gone, merged in _planned(parts, scope):
@@ -164,11 +169,14 @@ def _parted(parts: Parts, scope: Scope, kept: Entry, gone: Entry) -> bool:
 
 
 def _knowledge(parts: Parts, scope: Scope) -> list[Entry]:
-    """The owner's knowledge that holds now, without the texts of keyed values and what folds and tasks have made."""
+    """The owner's knowledge that holds now, without the texts of keyed values and what folds and tasks have made.
+
+    What is in a block that can't be read is left out.
+    """
     now = parts.clock()
     found = [
         e
-        for e in parts.ledger.select(scope, session_only=False, types=[MemoryType.LONG_TERM])
+        for e in parts.ledger.select(scope, session_only=False, types=[MemoryType.LONG_TERM], texts="skip")
         if e.held(max(now, e.created_at)) and (e.expires_at is None or e.expires_at > now)
     ]
     values = parts.ledger.values_of(scope, [e.number for e in found])
@@ -207,4 +215,4 @@ def _cosine(one: npt.NDArray[np.float32] | None, other: npt.NDArray[np.float32] 
     return None if one is None or other is None else float(one @ other)
 
 
-__all__ = ["consolidate", "similar"]
+__all__ = ["consolidate", "merge", "similar"]

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from ..errors import InputError, NotFound, QueryError, brief
-from ..protocols import Record, StateRecord
+from ..protocols import Record, StateRecord, Texts
 from ..rules.budget import items, units
 from ..rules.filters import parse
 from ..types import Entry, MemoryType, Message, Scope, microseconds, same_content, utc
@@ -50,14 +50,22 @@ def transcript(
             found = list(parts.window(scope).entries)
         return [own_copy(e.message) for e in (found if last is None else found[-last:])]
     last = None if last is None else min(last, sys.maxsize)
-    chosen = parts.ledger.select(scope, session_only=True, types=[MemoryType.SHORT_TERM], last=last)
+    kinds = [MemoryType.SHORT_TERM]
+    chosen = parts.ledger.select(scope, session_only=True, types=kinds, last=last, texts="skip")
     return [e.message for e in chosen]
 
 
-def get(parts: Parts, scope: Scope, id: str, *, principal: str | None) -> Entry:
+def read(parts: Parts, scope: Scope, id: str, *, principal: str | None) -> Entry:
+    """What `get` finds, for somebody who wants to know what it says: a use of it."""
+    found = get(parts, scope, id, principal=principal)
+    parts.used([found.number])
+    return found
+
+
+def get(parts: Parts, scope: Scope, id: str, *, principal: str | None, texts: Texts = "read") -> Entry:
     """The entry with this key, or this session's turn or this user's knowledge with this id; `NotFound` if there is none."""
     parts.authorize(principal, "read", scope)
-    found = _find(parts, scope, id)
+    found = _find(parts, scope, id, texts=texts)
     if found is None:
         raise NotFound(
             f"no entry {brief(id)} in this scope; pass the id of a turn of this session, or an entry's key", id=id
@@ -65,16 +73,22 @@ def get(parts: Parts, scope: Scope, id: str, *, principal: str | None) -> Entry:
     return found
 
 
-def _find(parts: Parts, scope: Scope, id: str) -> Entry | None:
+def _find(parts: Parts, scope: Scope, id: str, *, texts: Texts = "read") -> Entry | None:
     if not isinstance(id, str):
         raise InputError(f"an entry is addressed by its id or key, not {brief(id)}")
+    keys = _keys(parts, scope, id)
+    found = parts.ledger.by_keys(scope, keys, texts=texts)
+    return next((found[k] for k in keys if k in found), None)
+
+
+def _keys(parts: Parts, scope: Scope, id: str) -> list[str]:
+    """The keys that *id* may stand for, the most likely first."""
     keys = [parts.ledger.key(scope, id=id, knowledge=True)]
     if scope.session_id is not None:
         keys.insert(0, parts.ledger.key(scope, id=id))
     if len(id) == len(keys[0]) and set(id) <= set("0123456789abcdef"):
         keys.append(id)
-    found = parts.ledger.by_keys(scope, keys)
-    return next((found[k] for k in keys if k in found), None)
+    return keys
 
 
 def select(
@@ -90,6 +104,7 @@ def select(
     as_of: datetime | str | None = None,
     limit: int | None = None,
     action: str = "read",
+    texts: Texts = "skip",
 ) -> Iterator[Entry]:
     """Entries of the user (or of the session) that fulfil the conditions, in the order they were written."""
     parts.authorize(principal, action, scope)
@@ -98,7 +113,7 @@ def select(
         raise QueryError(f"within must be 'user' or 'session', not {brief(within)}")
     kinds = checked_types(types)
     at = None if as_of is None else checked_time(as_of, "as_of")
-    start = get(parts, scope, after, principal=principal).number if after is not None else 0
+    start = get(parts, scope, after, principal=principal, texts="bare").number if after is not None else 0
     if since is not None and not isinstance(since, datetime):
         raise QueryError(f"since must be a datetime, not {brief(since)}")
     found = parts.ledger.select(
@@ -108,6 +123,7 @@ def select(
         since=None if since is None else microseconds(utc(since)),
         after=start,
         limit=limit if condition is None and at is None else None,
+        texts=texts,
     )
     return (e for e in found if (condition is None or condition.matches(e)) and (at is None or e.held(at)))
 
@@ -231,10 +247,24 @@ def delete(
     resident = parts.resident(scope)
     with resident.lock:
         if ids is None:
-            doomed = list(select(parts, scope, principal=principal, within=within, filter=filter, action="delete"))
-        else:
-            doomed = [get(parts, scope, i, principal=principal) for i in ([ids] if isinstance(ids, str) else ids)]
-        return _drop(parts, scope, doomed)
+            chosen = select(
+                parts, scope, principal=principal, within=within, filter=filter, action="delete", texts="read"
+            )
+            return _drop(parts, scope, list(chosen))
+        named = [ids] if isinstance(ids, str) else ids
+        return _drop(parts, scope, [_doomed(parts, scope, i, principal=principal) for i in named])
+
+
+def _doomed(parts: Parts, scope: Scope, id: str, *, principal: str | None) -> Entry:
+    """What is to be deleted: an entry, or one that retention has deleted and could bring back."""
+    try:
+        return get(parts, scope, id, principal=principal, texts="bare")
+    except NotFound:
+        keys = _keys(parts, scope, id)
+        kept = parts.ledger.discarded(scope, keys)
+        if not kept:
+            raise
+        return next(kept[key] for key in keys if key in kept)
 
 
 def _merged(parts: Parts, scope: Scope, doomed: Sequence[Entry]) -> list[Entry]:
@@ -244,7 +274,10 @@ def _merged(parts: Parts, scope: Scope, doomed: Sequence[Entry]) -> list[Entry]:
     while left:
         entry = left.pop()
         keys = [parts.ledger.key(scope, id=i, knowledge=True) for i in entry.supersedes]
-        for other in parts.ledger.by_keys(scope, keys).values() if keys else ():
+        others = (
+            {**parts.ledger.discarded(scope, keys), **parts.ledger.by_keys(scope, keys, texts="skip")} if keys else {}
+        )
+        for other in others.values():
             mine = other.superseded_by == entry.id and other.metadata.get(MERGED) == entry.id
             if mine and other.number not in there | found.keys():
                 found[other.number] = other
@@ -259,26 +292,30 @@ def clear(parts: Parts, scope: Scope, *, principal: str | None) -> int:
     state = StateRecord(0, None, "active", now, "clear", principal, scope.agent_id)
     resident = parts.resident(scope)
     with resident.lock:
-        return _drop(parts, scope, list(parts.ledger.select(scope, session_only=True)), cleared=state)
+        doomed = list(parts.ledger.select(scope, session_only=True, texts="bare"))
+        return _drop(parts, scope, [*doomed, *parts.ledger.discarded(scope).values()], cleared=state)
 
 
 def _drop(parts: Parts, scope: Scope, doomed: Sequence[Entry], *, cleared: StateRecord | None = None) -> int:
     resident = parts.resident(scope)
     summed = _summed(parts, doomed)
     asked = {e.number for e in doomed}
+    # Summaries are gone; what was superseded holds again; what was found in turns that retention had deleted is gone.
+    more = bool(summed) or any(e.supersedes for e in doomed)
     doomed = [*doomed, *_merged(parts, scope, doomed)]
     try:
         count = parts.ledger.drop(scope, doomed, now=microseconds(parts.clock()), cleared=cleared)
         count += len(asked) - len(doomed)
         for entry in doomed:
             if resident.index is not None:
+                more |= resident.index.row(entry.number) < 0
                 resident.index.drop(entry.number)
             if entry.scope.session_id is not None:
                 resident.forget_window(entry.scope.session_id)
     except BaseException:
         resident.forget()
         raise
-    if summed or any(e.supersedes for e in doomed):  # summaries are gone, or what was superseded holds again
+    if more:
         resident.forget()
     parts.changed()
     for session in summed:
@@ -296,7 +333,8 @@ def pin(parts: Parts, scope: Scope, id: str, *, principal: str | None, to: bool)
             raise InputError(f"pin() takes the id of a turn of this session, and {brief(id)} is none")
         entries = parts.window(scope).entries
         if entry.position is None:
-            entries = list(parts.ledger.select(scope, session_only=True, types=[MemoryType.SHORT_TERM]))
+            kinds = [MemoryType.SHORT_TERM]
+            entries = list(parts.ledger.select(scope, session_only=True, types=kinds, texts="skip"))
         messages = [e.message for e in entries]
         row = next(row for row, e in enumerate(entries) if e.number == entry.number)
         whole, starts = units(messages), items(messages)
@@ -393,6 +431,7 @@ __all__ = [
     "listing",
     "matched",
     "pin",
+    "read",
     "rewrite",
     "select",
     "set_window",

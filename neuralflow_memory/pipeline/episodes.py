@@ -44,11 +44,12 @@ def episodes(parts: Parts, scope: Scope, *, by: By, principal: str | None) -> li
 def _brought_up_to_date(parts: Parts, scope: Scope, by: By) -> list[Entry]:
     stored = {
         e.metadata.get("from"): e
-        for e in parts.ledger.select(scope, session_only=True, types=[MemoryType.EPISODIC])
+        for e in parts.ledger.select(scope, session_only=True, types=[MemoryType.EPISODIC], texts="skip")
         if e.seq < 0 and e.metadata.get("kind") == KIND and e.metadata.get("window") == by
     }
     windows: dict[datetime, list[Entry]] = defaultdict(list)
-    for entry in parts.ledger.select(scope, session_only=True, types=[MemoryType.SHORT_TERM]):
+    # Without their texts: those of cold turns are read only where an episode is to be written.
+    for entry in parts.ledger.select(scope, session_only=True, types=[MemoryType.SHORT_TERM], texts="bare"):
         windows[_start(entry.created_at, by)].append(entry)
     found: list[Entry] = []
     for start, turns in sorted(windows.items()):
@@ -76,6 +77,8 @@ def _start(when: datetime, by: By) -> datetime:
 def _written(parts: Parts, scope: Scope, turns: Sequence[Entry], old: Entry | None, about: Mapping[str, Any]) -> Entry:
     """The episode of *turns*, written down: new, or the next version of *old*."""
     text, rough = "", False
+    stored = parts.ledger.by_numbers(scope, [e.number for e in turns])
+    turns = [stored[e.number] for e in turns if e.number in stored]
     by = parts.summarizer.name
     session = parts.ledger.session_number(scope) or 0
     for piece in in_pieces(turns, size=parts.settings.context.max_context_length):

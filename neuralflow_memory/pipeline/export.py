@@ -57,9 +57,12 @@ def export(
     model = None if known is None else {"name": parts.model_id, "dimensions": known[1]}
     header = {"id": new_id(), "created_at": parts.clock().isoformat(), "counter": parts.counter.name, "model": model}
     partial = target.with_name(f".{target.name}.{new_id()[:8]}.partial")
+    unread: list[int] = []
     try:
-        with partial.open("wb") as out:
-            with closing(parts.ledger.dump(**chosen, model=known and known[0])) as records:  # type: ignore[type-var]
+        # The blocks that are read stay where they are as long as it lasts.
+        with parts.exclusive("archive"), partial.open("wb") as out:
+            dumped = parts.ledger.dump(**chosen, model=known and known[0], unread=unread)
+            with closing(dumped) as records:  # type: ignore[type-var]
                 out.writelines(sealed(header, lines(records)))
             out.flush()
             os.fsync(out.fileno())
@@ -75,7 +78,7 @@ def export(
         partial.unlink(missing_ok=True)
     if progress is not None:
         progress(total, total)
-    return ExportReport(counts[MovedSession], counts[MovedEntry], counts[MovedValue], size)
+    return ExportReport(counts[MovedSession], counts[MovedEntry], counts[MovedValue], size, len(unread))
 
 
 def sync(folder: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 from .._ids import new_id
-from ..errors import ConfigError, ConflictError, ExtractionError, NotFound, SummarizerError, brief
+from ..errors import ArchiveError, ConfigError, ConflictError, ExtractionError, NotFound, SummarizerError, brief
 from ..types import Entry, Extraction, Finding, MemoryType, Scope, microseconds
 from .ingest import Told, checked, remembered, worth
 from .parts import Parts, recorded
@@ -48,8 +48,8 @@ def extract(
                 break
             try:
                 found += _extracted(parts, scope, segment)
-            except (ConflictError, NotFound):
-                continue  # its turns are being changed; those of a segment that is left come again
+            except (ArchiveError, ConflictError, NotFound):
+                continue  # its turns are being changed, or can't be read; those of a segment that is left come again
             except Exception as error:  # whatever a model or its client raises
                 failure = error
                 parts.tally["extractor_failures"] += 1
@@ -124,7 +124,7 @@ def _facts(
     ids = {text: f"fact-{parts.ledger.key(scope, id=f'fact {text}', knowledge=True)[:24]}" for text in texts}
     buried = parts.ledger.buried(scope, list(ids.values()))
     keys = [parts.ledger.key(scope, id=i, knowledge=True) for i in ids.values()]
-    there = {e.id: e for e in parts.ledger.by_keys(scope, keys).values()}
+    there = {e.id: e for e in parts.ledger.by_keys(scope, keys, texts="bare").values()}
     now = parts.clock()
     for fact, text in zip(facts, texts, strict=True):
         sources = [by_id[i] for i in fact.sources or by_id if i in by_id]

@@ -95,7 +95,10 @@ def _index(parts: Parts, marks: Sequence[Dirty]) -> None:
         own = list(group)
         scope = parts.ledger.owner_scope(own[0].number)
         if scope is not None:
-            entries.update(parts.ledger.by_numbers(scope, [m.number for m in own]))
+            there = parts.ledger.by_numbers(scope, [m.number for m in own], texts="bare")
+            entries.update(
+                (number, e) for number, e in there.items() if e.tier == "warm"
+            )  # what is cold leaves the index
     vectors = embed(parts, list(entries.values()))
     gone = [m.key for m in marks if m.number not in vectors]
     if gone:
@@ -153,7 +156,8 @@ def embed_now(parts: Parts, scope: Scope) -> None:
             pending = [] if index is None else index.number[index.pending].tolist()
         if not 0 < len(pending) <= EMBED_NOW:
             return
-        _embed(parts, list(parts.ledger.by_numbers(scope, pending).values()))
+        pending_now = parts.ledger.by_numbers(scope, pending, texts="bare").values()
+        _embed(parts, [e for e in pending_now if e.tier == "warm"])
 
 
 def embed_question(parts: Parts, scope: Scope, text: str) -> Vector:

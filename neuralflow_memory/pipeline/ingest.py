@@ -220,6 +220,7 @@ def remembered(
     """
     texts = [t.record.entry.content for t in told if t.record.entry.type is MemoryType.LONG_TERM]
     known = parts.ledger.known(scope, texts) if texts else {}
+    parts.used(e.number for e in known.values())  # it is said again
     stored = {e.id: e for e in known.values()}
     older = {i for t in told for i in t.supersedes}
     stored |= {e.id: e for i in sorted(older) for e in [_superseded(parts, scope, i)]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 from ..config import Settings
 from ..protocols import (
     AccessPolicy,
+    Archive,
     Clock,
     Embedder,
     EntryStore,
@@ -29,10 +30,14 @@ from ..rules.budget import margin, message_tokens
 from ..rules.excerpt import excerpt
 from ..rules.lexical import term_ids
 from ..rules.states import StateRules
+from ..rules.tiering import DAY
 from ..rules.traits import called, traits
 from ..security.access import authorize
-from ..types import Entry, Message, Scope
+from ..types import Entry, Message, Scope, microseconds
 from .resident import Resident, Residents, Window
+
+_USES = 512  # entries whose uses are gathered in RAM before they are written down
+_HALVING_DAYS = 30.0  # where no option says how fast uses fade
 
 
 @dataclass(slots=True)
@@ -48,6 +53,7 @@ class Parts:
         sole: Held around what no other process may have the folder open for; it says whether none has, and lets none in.
         changed: Called after a write that left dirty marks.
         full: Called with the scope of a session whose window is over its limits.
+        later: Called with what is to be done in the background, once.
         tally: Counts of what happened since the memory was opened, for `stats()`.
         excerpt: As much of a text as fits so many tokens: the sentences that say most about a question.
         count_again: Counts text that is likely to be asked for again: summaries, quotes.
@@ -69,11 +75,13 @@ class Parts:
     policy: AccessPolicy
     clock: Clock
     residents: Residents
+    archive: Archive
     reranker: Reranker | None = None
     state_rules: StateRules = field(default_factory=StateRules)
     extractor: Extractor | None = None
     changed: Callable[[], None] = lambda: None
     full: Callable[[Scope], None] = lambda _: None
+    later: Callable[[Callable[[], None]], None] = lambda _: None
     embedding: threading.Lock = field(default_factory=threading.Lock)
     exclusive: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
     sole: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True)
@@ -86,6 +94,8 @@ class Parts:
     """Of each model of a tenant, as far as they were asked for."""
     _priced: int = 0
     """`Residents.prices` when they were read."""
+    _uses: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """How often entries were used, and when last, since that was written down."""
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _folds: WeakValueDictionary[Scope, threading.Lock] = field(default_factory=WeakValueDictionary)
     count_again: Callable[[str], int] = field(init=False)
@@ -129,6 +139,24 @@ class Parts:
     def count(self, message: Message) -> int:
         """What a message costs in a prompt."""
         return message_tokens(message, self.counter.count)
+
+    def used(self, numbers: Iterable[int]) -> None:
+        """Count a use of entries: in RAM, to be written down with many others."""
+        now = microseconds(self.clock())
+        with self._guard:
+            for number in numbers:
+                self._uses[number] = (self._uses.get(number, (0, 0))[0] + 1, now)
+            many = len(self._uses) >= _USES
+        if many:
+            self.later(self.write_uses)
+
+    def write_uses(self) -> None:
+        """Write down what was used. What a killed process has not written is not counted."""
+        with self._guard:
+            uses, self._uses = self._uses, {}
+        if uses:
+            days = self.settings.tiers.warm_tier_max_age_days or _HALVING_DAYS
+            self.ledger.use(uses, halving=int(days * DAY))
 
     def resident(self, scope: Scope) -> Resident:
         """The resident of the scope's owner, to be held by name and used under its lock.

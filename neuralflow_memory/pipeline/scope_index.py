@@ -37,7 +37,7 @@ class ScopeIndex:
         traits: uint8 (`rules.traits`). called: object array, the names that it gives (`protocols.Record`). user: bool, a user
         said it who has no name. before, after: rows of the neighbouring turns, or -1.
         labels: how many entries each speaker has.
-        alive: bool. vectors: with a row for each, and some room; zero where `embedded` is False. holds_vectors: whether they
+        cold: bool, its text is in the archive, and it has no vector. alive: bool. vectors: with a row for each, and some room; zero where `embedded` is False. holds_vectors: whether they
         are held at all; if not, the vector index is asked.
         postings: the full text; a turn's document opens with the last terms of the turn before it, so that a short
             answer is found by the words of its question.
@@ -58,6 +58,7 @@ class ScopeIndex:
         ("words", np.int32),
         ("traits", np.uint8),
         ("called", object),
+        ("cold", np.bool_),
         ("before", np.int64),
         ("after", np.int64),
         ("alive", np.bool_),
@@ -80,6 +81,7 @@ class ScopeIndex:
     words: npt.NDArray[np.int32]
     traits: npt.NDArray[np.uint8]
     called: npt.NDArray[Any]
+    cold: npt.NDArray[np.bool_]
     before: npt.NDArray[np.int64]
     after: npt.NDArray[np.int64]
     alive: npt.NDArray[np.bool_]
@@ -126,7 +128,8 @@ class ScopeIndex:
     def _make_room_for_vectors(self, dimensions: int) -> None:
         # Where there is not room enough for them compressed, they are left to the vector index.
         room = len(self._number)
-        self.holds_vectors = self.nbytes + self.rows * compressed_bytes(dimensions) <= self._max_bytes
+        warm = self.rows - int(np.count_nonzero(self.cold))
+        self.holds_vectors = self.nbytes + warm * compressed_bytes(dimensions) <= self._max_bytes
         if self.holds_vectors:
             most_exact = min(MOST_EXACT, self._max_bytes // (8 * dimensions))
             self.vectors = Vectors(dimensions, rows=room, most_exact=most_exact)
@@ -161,7 +164,7 @@ class ScopeIndex:
     @property
     def pending(self) -> npt.NDArray[np.bool_]:
         """Entries with words whose vectors are not known yet; none where vectors are not held here."""
-        return self.alive & ~self.embedded & (self.words > 0) & self.holds_vectors
+        return self.alive & ~self.embedded & ~self.cold & (self.words > 0) & self.holds_vectors
 
     @property
     def nbytes(self) -> int:
@@ -239,6 +242,20 @@ class ScopeIndex:
         self._own[row] = 0
         self.postings.remove(row)
         self._refresh(after)
+
+    def cool(self, number: int) -> None:
+        """Note that an entry has become cold: its vector goes, and is not asked for again."""
+        row = self.row(number)
+        if row >= 0:
+            self._cold[row], self._embedded[row] = True, False
+            self._forget_vector(row)
+            self._touch(row)
+
+    def warm(self, number: int) -> None:
+        """Note that a cold entry is warm again: its vector is to come."""
+        row = self.row(number)
+        if row >= 0:
+            self._cold[row] = False
 
     def _refresh(self, row: int) -> None:
         """Make a turn's document anew after the turn before it has changed."""

@@ -97,6 +97,7 @@ def compared(
         **_structure(index, asked, rows),
         **_standing_alone(index, rows, weights=weights, now=now),
     }
+    _words_stand_for_meaning(signals, index.cold[rows])
     if fits is not None:
         signals["date"] = fits[rows].astype(np.float32)
     shares = ranking.weighted(signals, weights)
@@ -107,6 +108,20 @@ def compared(
         wanted[rows] & (relevant | (lexical[rows] > 0)),
         complete=len(rows) == index.rows,
     )
+
+
+def _words_stand_for_meaning(signals: dict[str, Floats], cold: Mask) -> None:
+    """Let what is cold, and has no vector, not fall behind for that: its words say how near it is.
+
+    The best by words then stands where the best of the warm stands by meaning. On 2,000 made-up turns, half of them cold, what is
+    cold is among the first five for 40 % of questions (43 % when all was warm), and what is warm for 57 % (61 %); without
+    this, for 1 % and 62 %.
+    """
+    if cold.any():
+        for meaning, words in (("dense", "lexical"), ("near", "around")):
+            if meaning in signals:
+                best = signals[meaning].max(where=~cold, initial=0.0)
+                signals[meaning] = np.where(cold, best * signals[words], signals[meaning]).astype(np.float32)
 
 
 class _Meaning:
@@ -130,11 +145,11 @@ class _Meaning:
         elif self._question is not None and index.vectors.exact:
             self._cosines = index.vectors.cosines(self._question)[: index.rows]
             self._cosines[~counted] = 0.0
-            self._average = ranking.average(self._cosines[counted])
+            self._average = ranking.average(self._cosines[counted & ~index.cold])
 
     def nearest(self, among: Mask, *, k: int) -> Rows:
         if self._question is not None and not self._index.vectors.exact:
-            return self._index.vectors.nearest(self._question, k=k, among=among)
+            return self._index.vectors.nearest(self._question, k=k, among=among & ~self._index.cold)
         return ranking.best(self._cosines, among & (self._cosines > 0), k=k)
 
     def signals(
@@ -153,7 +168,7 @@ class _Meaning:
                 vectors = np.frombuffer(b"".join(vector for _, vector in exact), np.float32)
                 there = np.searchsorted(index.number, [number for number, _ in exact])
                 self._cosines[there] = vectors.reshape(len(exact), -1) @ self._question
-        standing = self._counted[sample]
+        standing = self._counted[sample] & ~index.cold[sample]
         average = self._average or ranking.average(self._cosines[sample[standing]])
         cosines = self._cosines[rows]
         signals = {"dense": ranking.standing(cosines, average)}

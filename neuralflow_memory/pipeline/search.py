@@ -138,7 +138,7 @@ def _walked(
     for seeds in accumulate(repeat(_MORE), mul, initial=SEEDS):
         found = compare(seeds)
         for top in _tops(found.scores, found.allowed, first=first):
-            entries = parts.ledger.by_numbers(scope, found.numbers[top].tolist())
+            entries = parts.ledger.by_numbers(scope, found.numbers[top].tolist(), texts="skip")
             for row in top.tolist():
                 entry = entries.get(int(found.numbers[row]))
                 if entry is not None and entry.number not in given and (condition is None or condition.matches(entry)):
@@ -225,7 +225,7 @@ def turns_before(parts: Parts, scope: Scope, numbers: Sequence[int]) -> dict[int
         index = index_of(parts, resident)
         rows = {n: int(index.before[row]) for n in numbers if (row := index.row(n)) >= 0}
         earlier = {n: int(index.number[row]) for n, row in rows.items() if row >= 0}
-    found = parts.ledger.by_numbers(scope, list(earlier.values())) if earlier else {}
+    found = parts.ledger.by_numbers(scope, list(earlier.values()), texts="skip") if earlier else {}
     return {n: found[other] for n, other in earlier.items() if other in found}
 
 
@@ -325,7 +325,7 @@ def _near(parts: Parts, scope: Scope, question: npt.NDArray[np.float32] | None) 
     if parts.store is None or question is None:
         return {}
     found = dict(parts.store.query(question, partition=parts.ledger.partition(scope), k=_FROM_INDEX))
-    there = parts.ledger.by_keys(scope, list(found))
+    there = parts.ledger.by_keys(scope, list(found), texts="bare")
     return {there[key].number: similarity for key, similarity in found.items() if key in there}
 
 

@@ -167,7 +167,7 @@ def _is_ours(entry: Entry, thread: str | None) -> bool:
 def _known(parts: Parts, scope: Scope, turns: Sequence[Message]) -> set[str | None]:
     """The ids of those that the session has, in the window or not."""
     ids = {parts.ledger.key(scope, id=m.id): m.id for m in turns if m.id is not None}
-    return {ids[key] for key in parts.ledger.by_keys(scope, list(ids))} if ids else set()
+    return {ids[key] for key in parts.ledger.by_keys(scope, list(ids), texts="bare")} if ids else set()
 
 
 def resent(window: Sequence[Entry], turns: Sequence[Message]) -> int:

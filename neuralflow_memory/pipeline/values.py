@@ -115,6 +115,11 @@ def run(parts: Parts, scope: Scope, ops: Iterable[Op], *, principal: str | None)
 def sweep(parts: Parts, scope: Scope, *, principal: str | None) -> int:
     """Delete the values that have expired; how many."""
     parts.authorize(principal, "delete", scope)
+    return delete_expired(parts, scope)
+
+
+def delete_expired(parts: Parts, scope: Scope) -> int:
+    """The same for a sweep, which is nobody's."""
     count = 0
     while expired := _write(parts, scope, [], now=microseconds(parts.clock())).expired:
         count += expired
@@ -450,4 +455,4 @@ def _size(name: str, value: Any, *, may_be_none: bool = False) -> None:
         raise QueryError(f"{name} is a number, 0 or more, not {brief(value)}")
 
 
-__all__ = ["DEEPEST", "Get", "Namespaces", "Op", "Put", "Result", "Search", "run", "sweep"]
+__all__ = ["DEEPEST", "Get", "Namespaces", "Op", "Put", "Result", "Search", "delete_expired", "run", "sweep"]

@@ -39,7 +39,7 @@ MAX_DEPTH = 32
 _TIMES = frozenset({"created_at", "written_at", "updated_at", "expires_at", "valid_from", "valid_to"})
 _SCOPED = frozenset({"session_id", "user_id", "agent_id"})
 _PLAIN = """id type role name content seq importance tags category source provenance trust version pinned key tokens
-    supersedes superseded_by"""
+    supersedes superseded_by tier archive_label"""
 FIELDS = frozenset(_PLAIN.split()) | _TIMES | _SCOPED
 """Names that mean a field of the entry rather than a metadata key."""
 

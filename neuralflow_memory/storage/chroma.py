@@ -5,6 +5,7 @@ It can always be rebuilt from the ledger; what it returns is ids and distances, 
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ except ImportError as error:  # pragma: no cover - a base dependency
 
 _BATCH = 300  # Chroma Cloud refuses more rows a call, others more than 5,461; and one holds its lock for the length of a call
 _LONGEST_DOCUMENT = 16_384  # bytes, in Chroma Cloud
+_LINKS = 140  # bytes of a row in the file of vectors, beside its numbers
+_WORN, _WORTH_IT = 2, 1000  # so many times more rows than there are entries, and that many entries at least
 _TIMEOUT = (2.0, 10.0, 10.0, 10.0)  # seconds: to connect, read, write, and get a connection of the pool
 _CALLERS_TIMEOUT = {"connect": 2.0, "read": 2.0, "write": 2.0, "pool": 2.0}
 _CALLERS = ("/query", "/count")  # what is asked while a caller waits: the rest is the indexer's
@@ -188,6 +191,17 @@ class ChromaStore:
             self._collection = self._open(model_id=model_id, dimensions=dimensions)
         if self._ledger is not None:
             self._ledger.collection = str(self._collection.id)
+
+    def clear(self) -> bool:
+        """Close, and remove the folder, if most of what its files have room for is gone; whether that was so."""
+        path = Path(self._where)
+        room = sum(file.stat().st_size for file in path.glob("*/data_level0.bin"))
+        row = 4 * int((self._collection.metadata or {}).get("dimensions", 0)) + _LINKS
+        if self.url is not None or room < _WORN * row * max(self._collection.count(), _WORTH_IT):
+            return False
+        self.close()
+        shutil.rmtree(path)
+        return True
 
     def close(self) -> None:
         client, self._client = self._client, None

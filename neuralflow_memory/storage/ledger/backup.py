@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...protocols import Became, Namespace
 from ...types import Scope
-from . import items, sessions, summaries
+from . import archive, extractions, items, sessions, summaries, vectors
 from .schema import OWNER_SHIFT
 
 _PAGES = 2000  # copied between two reports of progress
@@ -30,8 +30,10 @@ def counted(db: sqlite3.Connection) -> dict[str, int]:
     return {name: db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables(db)}
 
 
-def copied(db: sqlite3.Connection, target: Path, *, progress: Callable[[int, int], None] | None) -> dict[str, int]:
-    """Copy the file to *target*, as of one moment, and see that the copy is sound; how many rows each table has.
+def copied(
+    db: sqlite3.Connection, target: Path, *, progress: Callable[[int, int], None] | None
+) -> tuple[dict[str, int], list[str]]:
+    """Copy the file to *target*, as of one moment, and see that the copy is sound; the rows of each table, and the blocks.
 
     A read transaction lasts from the first page to the last: so writers go on, and the copy need not begin anew.
     """
@@ -48,9 +50,9 @@ def copied(db: sqlite3.Connection, target: Path, *, progress: Callable[[int, int
         sound = copy.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if sound != "ok" or counted(copy) != counts:
             raise sqlite3.DatabaseError(f"the copy is not what was copied ({sound}); malformed")
+        return counts, archive.block_names(copy)
     finally:
         copy.close()
-    return counts
 
 
 def become(
@@ -67,8 +69,9 @@ def become(
     newest = db.execute("SELECT coalesce(max(id), 0) FROM changes").fetchone()[0]
     for name in ("owners", "tombstones"):
         db.execute(f"CREATE TEMP TABLE before_{name} AS SELECT * FROM main.{name}")
-    for name in tables(db, "saved"):
+    for name in tables(db, "saved"):  # before anything is put in: what goes may take along what belongs to it
         db.execute(f"DELETE FROM main.{name}")
+    for name in tables(db, "saved"):
         if name not in _OF_THE_FOLDER:
             columns = ", ".join(column for _, column, *_ in db.execute(f"PRAGMA saved.table_info({name})"))
             db.execute(f"INSERT INTO main.{name} ({columns}) SELECT {columns} FROM saved.{name}")
@@ -82,7 +85,7 @@ def become(
     count = _delete(db, gone, value_key, now=now)
     # The index is filled anew; and with a gap in their numbers, the changes say that anything may have changed.
     db.executemany("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", [("id", own_id), ("collection", TO_BE_MADE_ANEW)])
-    db.execute("INSERT OR REPLACE INTO main.dirty (no, key, version) SELECT no, key, version FROM main.entries")
+    vectors.mark_all(db)
     db.execute("INSERT INTO main.changes (id, no, session, origin) VALUES (?, 0, NULL, 0)", (newest + 2,))
     entries = db.execute("SELECT count(*) FROM main.entries").fetchone()[0]
     found = db.execute("SELECT count(*) FROM main.sessions WHERE session_id != ''").fetchone()[0]
@@ -117,6 +120,7 @@ def _delete(
     """Delete what is *gone*, with the summaries that speak of it; how much it was."""
     if not gone:
         return 0
+    db.executemany("DELETE FROM main.trash WHERE key = ?", [(key,) for key in gone])
     values = [(owner, path, name) for owner, path, scope, name in _values(db) if value_key(scope, *name) in gone]
     for owner, path, name in values:
         items.delete(db, owner, path, name[1], now=now)
@@ -126,6 +130,7 @@ def _delete(
         theirs = list(group)
         owner = theirs[0][1] >> OWNER_SHIFT
         ids, numbers = [row[3] for row in theirs], [row[1] for row in theirs]
+        extractions.forget(db, dict(zip(numbers, ids, strict=True)), owner=owner, now=now)
         summaries.unfold(db, owner=owner, session=session, changed=ids, gone=numbers, asked=True, now=now)
         for _, number, key, _ in theirs:
             summaries.remove(db, number, key, owner=owner, now=now, asked=True)

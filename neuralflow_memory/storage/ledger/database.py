@@ -22,12 +22,14 @@ from weakref import WeakSet
 
 from ..._failpoints import failpoint
 from ...errors import ClosedError, FolderError, FolderInUse, MessageError, StorageError, StorageFull
+from ...protocols import Archive
 from . import schema
+from .archive import Connection
 
 _PATIENCE = 30.0  # seconds to wait for others who write; each is done in a fraction of one
 _ENTRY = "NEW.no, NEW.session"
 _WINDOW = f"NEW.no >> {schema.OWNER_SHIFT} << {schema.OWNER_SHIFT}, NEW.session"
-_SAME = "NEW.version = OLD.version AND NEW.expires_at IS OLD.expires_at"
+_SAME = "NEW.version = OLD.version AND NEW.expires_at IS OLD.expires_at AND NEW.codec = OLD.codec"
 _MOVED = "NEW.summary IS NOT OLD.summary OR NEW.model IS NOT OLD.model"
 _CHANGES = (
     # What happened, and the number and session that are noted: see `protocols.Change`.
@@ -61,8 +63,16 @@ class Database:
     Raises `FolderInUse` where others have the file open (*alone* is False) and its tables would have to be changed.
     """
 
-    def __init__(self, path: Path, *, durability: Literal["process", "power"] = "process", alone: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        durability: Literal["process", "power"] = "process",
+        alone: bool = True,
+        archive: Archive | None = None,
+    ) -> None:
         self.path = path
+        self._archive = archive
         self.origin = secrets.randbits(62)
         """Names this process's changes among those of others."""
         # NORMAL survives a killed process; FULL syncs the log at each commit and survives a power cut.
@@ -102,8 +112,14 @@ class Database:
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(
-            self.path, timeout=10, isolation_level=None, check_same_thread=False, cached_statements=256
+            self.path,
+            timeout=10,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
+            factory=Connection,
         )
+        db.archive = self._archive
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA synchronous = {self._synchronous}")
         db.execute("PRAGMA temp_store = MEMORY")
@@ -131,15 +147,26 @@ class Database:
                 path=str(self.path),
             )
 
-    def write(self, *, patience: float = _PATIENCE) -> Write:
+    def write(self, *, patience: float = _PATIENCE, power: bool = False) -> Write:
         """One transaction, to be held inside `lock`: all of it is durable when the block is left, or none of it happened.
 
-        Raises `FolderInUse` when another process is writing for longer than *patience* (seconds).
+        Raises `FolderInUse` when another process is writing for longer than *patience* (seconds). With *power*, it and all
+        before it survive a power cut.
 
         `with self.lock, self.write() as db:` — the lock's own `with`, because that of a Python object may be cut short by an
         interrupt, and would leave it locked.
         """
-        return Write(self, patience)
+        return Write(self, patience, "FULL" if power else self._synchronous)
+
+    def vacuum(self) -> None:
+        """Give the room that was freed back to the disk. Nobody can write meanwhile."""
+        with self.lock, translated(self.path):
+            if self._closed.is_set():
+                raise ClosedError("the memory was closed; open it again with open_memory(...)")
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            self._writer.execute("VACUUM")
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def data_version(self) -> int:
         """A number that is another one once anybody has written. Asking costs some microseconds."""
@@ -206,9 +233,10 @@ class Database:
 class Write:
     """The writer's transaction. What an interrupt keeps it from ending is rolled back before the next one begins."""
 
-    def __init__(self, database: Database, patience: float) -> None:
+    def __init__(self, database: Database, patience: float, synchronous: str) -> None:
         self._database = database
         self._patience = patience
+        self._synchronous = synchronous
 
     def __enter__(self) -> sqlite3.Connection:
         assert self._database.lock.locked()
@@ -218,6 +246,8 @@ class Write:
                 raise ClosedError("the memory was closed; open it again with open_memory(...)")
             if writer.in_transaction:
                 writer.execute("ROLLBACK")
+            if self._synchronous != self._database._synchronous:
+                writer.execute(f"PRAGMA synchronous = {self._synchronous}")
             self._begin(writer)
         return writer
 
@@ -245,6 +275,8 @@ class Write:
             finally:
                 if writer.in_transaction:
                     writer.execute("ROLLBACK")
+                if self._synchronous != self._database._synchronous:
+                    writer.execute(f"PRAGMA synchronous = {self._database._synchronous}")
             if isinstance(error, sqlite3.Error | UnicodeEncodeError):
                 raise error  # to be translated
 

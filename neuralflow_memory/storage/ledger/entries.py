@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from ..._json import dumped
+from ...protocols import Texts
 from ...types import TYPE_NUMBER, TYPES, Entry, Scope, ToolCall, microseconds, moment
+from .archive import COLD, LABEL, filled
 from .schema import OWNER_SHIFT
 
-_PLAIN = 0  # codec tag of stored text and payload; others mean encrypted or compressed
+_PLAIN = 0  # codec tag of stored text and payload; `archive.COLD` means that they are in the archive
 
 _COLUMNS = (
     "no, session, seq, position, key, id, type, role, name, agent_id, content, body, payload, metadata, codec, tags, "
@@ -24,16 +26,17 @@ _PUT = (
     + ", ".join(f"{c} = excluded.{c}" for c in _COLUMNS.split(", ")[1:])
     + " WHERE excluded.version > entries.version"
 )
-_SESSION = len(_COLUMNS.split(", "))
-COLUMNS = f"{', '.join('e.' + c for c in _COLUMNS.split(', '))}, s.session_id"
-"""What `entry_of` takes, of entries as `e` and their sessions as `s`; more may follow."""
+SESSION = len(_COLUMNS.split(", "))
+"""Where a row of `COLUMNS` has the session's id."""
+COLUMNS = f"{', '.join('e.' + c for c in _COLUMNS.split(', '))}, s.session_id, NULL"
+"""What `entry_of` takes, of entries as `e` and their sessions as `s`, with room for a block's label; more may follow."""
 SELECT = f"SELECT {COLUMNS} FROM entries e JOIN sessions s ON s.id = e.session"
 _FIXED = {"no", "session", "seq", "position", "key", "id", "type", "agent_id", "written_at", "pinned"}
 """What is the same in every version of an entry."""
 KEPT = ", ".join(c for c in _COLUMNS.split(", ") if c not in _FIXED)
 """What a row of `versions` has, beside the entry's number."""
 SELECT_VERSIONS = (
-    f"SELECT {', '.join(('e.' if c in _FIXED else 'v.') + c for c in _COLUMNS.split(', '))}, s.session_id "
+    f"SELECT {', '.join(('e.' if c in _FIXED else 'v.') + c for c in _COLUMNS.split(', '))}, s.session_id, NULL "
     "FROM versions v JOIN entries e ON e.no = v.no JOIN sessions s ON s.id = e.session"
 )
 
@@ -98,7 +101,7 @@ def kept_row(entry: Entry, *, counter: str) -> tuple[Any, ...]:
 def entry_of(row: Sequence[Any], *, scope: Scope) -> tuple[Entry, str]:
     """The entry in *row*, and the name of the counter that its `tokens` were counted with."""
     body = json.loads(row[11]) if row[11] else {}
-    session_id = row[_SESSION] or None
+    session_id = row[SESSION] or None
     entry = Entry(
         id=row[5],
         key=row[4].hex(),
@@ -135,8 +138,23 @@ def entry_of(row: Sequence[Any], *, scope: Scope) -> tuple[Entry, str]:
         valid_to=None if row[31] is None else moment(row[31]),
         supersedes=tuple(json.loads(row[32])) if row[32] else (),
         superseded_by=row[33],
+        tier="cold" if row[14] == COLD else "warm",
+        archive_label=row[LABEL],
     )
     return entry, row[28]
+
+
+def row_from(values: Mapping[str, Any], *, session_id: str) -> tuple[Any, ...]:
+    """What `entry_of` takes, of a row whose values are given by their columns, the key in hexadecimal digits."""
+    row = {**values, "key": bytes.fromhex(values["key"])}
+    return (*(row.get(column) for column in _COLUMNS.split(", ")), session_id, None)
+
+
+def row_before(row: Sequence[Any], values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """An entry's row as it was when *values* were those of a row of `versions`."""
+    names = _COLUMNS.split(", ")
+    was = (old if name in _FIXED else values.get(name) for name, old in zip(names, row, strict=False))
+    return (*was, *row[len(names) :])
 
 
 def put(db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> None:
@@ -145,10 +163,18 @@ def put(db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> None:
 
 
 def select(
-    db: sqlite3.Connection, where: str, parameters: Sequence[Any], *, scope: Scope, owner: int, tail: str = ""
+    db: sqlite3.Connection,
+    where: str,
+    parameters: Sequence[Any],
+    *,
+    scope: Scope,
+    owner: int,
+    tail: str = "",
+    texts: Texts = "read",
 ) -> Iterator[tuple[Entry, str]]:
     """Entries of *owner* (whose scope is *scope*) for which *where* holds. No other owner's rows can come back."""
     low, high = owner << OWNER_SHIFT, (owner + 1) << OWNER_SHIFT
     query = f"{SELECT} WHERE {where} AND e.no >= ? AND e.no < ? {tail}"
-    for row in db.execute(query, (*parameters, low, high)):
+    # All at once: with rows left to read, the archive's index would be read as of the same moment, before blocks were replaced.
+    for row in filled(db, db.execute(query, (*parameters, low, high)).fetchall(), texts=texts):
         yield entry_of(row, scope=scope)

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ...types import Entry, Scope
-from . import entries, summaries, vectors, versions
+from . import archive, entries, summaries, vectors, versions
 from .schema import OWNER_SHIFT
 from .sessions import Head
 
@@ -87,10 +87,13 @@ def forget(db: sqlite3.Connection, turns: Mapping[int, str], *, owner: int, now:
         return
     db.execute("DELETE FROM derivations WHERE source IN (SELECT value FROM json_each(?))", (numbers,))
     for (number,) in rows:
-        key, sources, provenance = db.execute(
-            "SELECT key, sources, provenance FROM entries WHERE no = ?", (number,)
-        ).fetchone()
+        row = db.execute("SELECT key, sources, provenance FROM entries WHERE no = ?", (number,)).fetchone()
         said = db.execute("SELECT 1 FROM derivations WHERE no = ? LIMIT 1", (number,)).fetchone()
+        if row is None:  # retention has deleted it
+            if said is None:
+                archive.purge_found(db, number)
+            continue
+        key, sources, provenance = row
         if provenance == "derived" and said is None:
             versions.release(db, number)
             summaries.remove(db, number, key, owner=owner, now=now)

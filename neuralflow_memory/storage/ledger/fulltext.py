@@ -15,13 +15,14 @@ from .schema import OWNER_SHIFT
 
 _COLUMNS = (
     "no, session, seq, type, speaker, agent_id, created_at, expires_at, valid_from, valid_to, importance, words, traits, "
-    "called, terms"
+    "called, cold, terms"
 )
 _PUT = (
-    f"INSERT INTO features ({_COLUMNS}) VALUES ({', '.join('?' * 15)}) ON CONFLICT (no) DO UPDATE SET "
+    f"INSERT INTO features ({_COLUMNS}) VALUES ({', '.join('?' * 16)}) ON CONFLICT (no) DO UPDATE SET "
     "speaker = excluded.speaker, agent_id = excluded.agent_id, created_at = excluded.created_at, "
-    "expires_at = excluded.expires_at, valid_from = excluded.valid_from, valid_to = excluded.valid_to, importance = excluded.importance, words = excluded.words, "
-    "traits = excluded.traits, called = excluded.called, terms = excluded.terms"
+    "expires_at = excluded.expires_at, valid_from = excluded.valid_from, valid_to = excluded.valid_to, "
+    "importance = excluded.importance, words = excluded.words, "
+    "traits = excluded.traits, called = excluded.called, cold = excluded.cold, terms = excluded.terms"
 )
 
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ...errors import ConflictError, NotFound
-from ...protocols import OnConflict, Record
+from ...protocols import OnConflict, Record, Texts
 from ...types import Entry, MemoryType, Scope, microseconds, same_content
-from . import entries, extractions, fulltext, sessions, summaries, vectors
+from . import archive, entries, extractions, fulltext, sessions, summaries, vectors
 from .schema import OWNER_SHIFT
 from .sessions import Head
 
@@ -154,17 +154,23 @@ def apply(
 
 def _reads_otherwise(db: sqlite3.Connection, entry: Entry, *, counter: str) -> bool:
     """Whether *entry* says something else than what is stored of it: another text, name, call or part."""
-    said = db.execute("SELECT role, name, content, body FROM entries WHERE no = ?", (entry.number,)).fetchone()
+    query = "SELECT role, name, content, body, codec FROM entries WHERE no = ?"
+    said = db.execute(query, (entry.number,)).fetchone()
+    if said is not None and said[-1] == archive.COLD:  # a change makes it warm
+        archive.thaw(db, [entry.number], skip=False)
+        said = db.execute(query, (entry.number,)).fetchone()
     row = entries.row_of(entry, session=0, counter=counter)
-    return said is not None and said != (row[7], row[8], row[10], row[11])
+    return said is not None and said[:-1] != (row[7], row[8], row[10], row[11])
 
 
-def by_keys(db: sqlite3.Connection, keys: Sequence[str], *, scope: Scope, owner: int) -> Iterator[Entry]:
+def by_keys(
+    db: sqlite3.Connection, keys: Sequence[str], *, scope: Scope, owner: int, texts: Texts = "read"
+) -> Iterator[Entry]:
     """Entries of *owner* by key; unknown keys, and other owners', are left out."""
     for start in range(0, len(keys), _CHUNK):
         part = [bytes.fromhex(k) for k in keys[start : start + _CHUNK]]
         where = f"e.key IN ({','.join('?' * len(part))})"
-        for entry, _ in entries.select(db, where, part, scope=scope, owner=owner):
+        for entry, _ in entries.select(db, where, part, scope=scope, owner=owner, texts=texts):
             yield entry
 
 

@@ -148,6 +148,15 @@ def _m007_changes(db: sqlite3.Connection) -> None:
     )
 
 
+def _add(db: sqlite3.Connection, table: str, **columns: str) -> bool:
+    """Add *columns* that are not there yet; whether there were such."""
+    there = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
+    new = [name for name in columns if name not in there]
+    for name in new:
+        db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {columns[name]}")
+    return bool(new)
+
+
 def _m008_states(db: sqlite3.Connection) -> None:
     from . import states  # which has a use for the tables in RAM, too
 
@@ -155,23 +164,41 @@ def _m008_states(db: sqlite3.Connection) -> None:
         db.execute(statement)
 
 
-def _m011_transfer(db: sqlite3.Connection) -> None:
-    # Whether somebody asked for it to be deleted, so that no older copy may bring it back. Otherwise it went by itself: it
-    # was made from something that changed, was over, had expired or was replaced.
-    if "asked" in [column for _, column, *_ in db.execute("PRAGMA table_info(tombstones)")]:
-        return
-    db.execute("ALTER TABLE tombstones ADD COLUMN asked INTEGER NOT NULL DEFAULT 0")
-    db.execute("UPDATE tombstones SET asked = 1")  # of those from before nobody knows
+def _m009_tiers(db: sqlite3.Connection) -> None:
+    # What is cold: its text is in the archive, and the codec of its row in `entries` says so.
+    _add(db, "features", cold="INTEGER NOT NULL DEFAULT 0")
+    # A block holds so many entries, in so many bytes before it is compressed. Where fewer of them stand in `archived`, some
+    # have left it, and it is to be written anew.
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS blocks (id INTEGER PRIMARY KEY, owner INTEGER NOT NULL, name TEXT NOT NULL UNIQUE, label TEXT, "
+        "entries INTEGER NOT NULL, size INTEGER NOT NULL)"
+    )
+    db.execute("CREATE INDEX IF NOT EXISTS blocks_by_owner ON blocks (owner)")
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS archived (no INTEGER PRIMARY KEY, block INTEGER NOT NULL, archived_at INTEGER NOT NULL)"
+    )
+    _add(db, "archived", said="INTEGER")
+    db.execute("CREATE INDEX IF NOT EXISTS archived_by_block ON archived (block)")
+    # Knowledge by a hash of its text: what is remembered again is looked up before it is written.
+    db.execute("CREATE INDEX IF NOT EXISTS archived_known ON archived (said) WHERE said IS NOT NULL")
+    # How often an entry was used, earlier uses counting less, as of its last use.
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS uses (no INTEGER PRIMARY KEY, count REAL NOT NULL, used_at INTEGER NOT NULL)"
+    )
+    # What retention has deleted, to be brought back for some days: its rows in `entries`, `features` and `versions`.
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS trash (no INTEGER PRIMARY KEY, key BLOB NOT NULL, session INTEGER NOT NULL, run TEXT NOT NULL, "
+        "deleted_at INTEGER NOT NULL, entry BLOB NOT NULL)"
+    )
+    db.execute("CREATE INDEX IF NOT EXISTS trash_by_key ON trash (key)")
+    db.execute("CREATE INDEX IF NOT EXISTS trash_by_session ON trash (session)")
 
 
 def _m010_versions(db: sqlite3.Connection) -> None:
     # Since when and until when it holds, where that was said; and what it stands for, and what stands for it: ids.
     since_until = {"valid_from": "INTEGER", "valid_to": "INTEGER"}
-    new = {"entries": since_until | {"supersedes": "TEXT", "superseded_by": "TEXT"}, "features": since_until}
-    for table, columns in new.items():
-        there = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
-        for name in columns.keys() - there:
-            db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {columns[name]}")
+    _add(db, "entries", **since_until, supersedes="TEXT", superseded_by="TEXT")
+    _add(db, "features", **since_until)
     # Knowledge by how it begins: what is remembered again is looked up before it is written.
     db.execute("CREATE INDEX IF NOT EXISTS entries_known ON entries (session, substr(content, 1, 64)) WHERE type = 2")
     db.execute(
@@ -204,6 +231,19 @@ def _m010_versions(db: sqlite3.Connection) -> None:
     )
 
 
+def _m011_transfer(db: sqlite3.Connection) -> None:
+    # Whether somebody asked for it to be deleted, so that no older copy may bring it back. Otherwise it went by itself: it
+    # was made from something that changed, was over, had expired or was replaced.
+    if _add(db, "tombstones", asked="INTEGER NOT NULL DEFAULT 0"):
+        db.execute("UPDATE tombstones SET asked = 1")  # of those from before nobody knows
+
+
+def _m012_in_any_order(db: sqlite3.Connection) -> None:
+    # They came in other orders, too, before there was a release; each does only what is left to do.
+    for step in (_m008_states, _m009_tiers, _m010_versions, _m011_transfer):
+        step(db)
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _m001_tables,
     _m002_working_memory,
@@ -213,8 +253,10 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _m006_age_of_marks,
     _m007_changes,
     _m008_states,
+    _m009_tiers,
     _m010_versions,
     _m011_transfer,
+    _m012_in_any_order,
 )
 
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ..._failpoints import failpoint
-from ...errors import BackupError, ConflictError, EmbeddingError, FolderError, FolderInUse, ModelMismatch
+from ...errors import ArchiveError, BackupError, ConflictError, EmbeddingError, FolderError, FolderInUse, ModelMismatch
 from ...protocols import (
     Appended,
+    Archive,
     Became,
+    Block,
     Change,
     Dirty,
     Feature,
@@ -27,14 +30,17 @@ from ...protocols import (
     OnConflict,
     Record,
     Restored,
+    Standing,
     StateRecord,
     StoredState,
     StoredValue,
     StoredWindow,
+    Texts,
     ValueRecord,
     ValuesWritten,
 )
 from ...types import TYPE_NUMBER, Entry, Life, MemoryType, Scope, SessionInfo, Summary, microseconds
+from . import archive as cold
 from . import (
     backup,
     entries,
@@ -55,6 +61,7 @@ from .database import Database
 from .schema import OWNER_SHIFT
 from .sessions import KNOWLEDGE, Head
 
+T = TypeVar("T")
 _CHUNK = 500
 _HELD = 1 << 61  # the `retry_at` of a mark on hold
 
@@ -75,8 +82,10 @@ class SqliteLedger:
         alone: bool = True,
         max_states: int = 100,
         keep_states: bool = True,
+        archive: Archive | None = None,
     ) -> None:
-        self._db = Database(path, durability=durability, alone=alone)
+        self._db = Database(path, durability=durability, alone=alone, archive=archive)
+        self._archive = archive
         self._alone = alone
         self._counter = counter
         self._max_states = max_states
@@ -248,7 +257,8 @@ class SqliteLedger:
             log.all_unchanged(db, read, scope=scope)
             for record in changed:
                 head = log.place(db, record.entry, scope=scope)
-                new = replace(record, entry=replace(record.entry, version=record.entry.version + 1))
+                entry = replace(record.entry, version=record.entry.version + 1, tier="warm", archive_label=None)
+                new = replace(record, entry=entry)
                 versions.keep(db, [new])
                 log.apply(db, head, [new], counter=self._counter, edited=True)
                 done.append((new, head.session))
@@ -308,18 +318,17 @@ class SqliteLedger:
 
     def history(self, scope: Scope, number: int) -> list[Entry]:
         """What the owner's entry with this number was and is, oldest version first; empty when it is gone."""
-        with self._db.read() as db:
+
+        def found(db: sqlite3.Connection, _: Texts) -> list[Entry]:
             owner = sessions.owner_of(db, scope)
             if owner is None or number >> OWNER_SHIFT != owner:
                 return []
-            db.execute("BEGIN")  # both as of one moment
-            try:
-                return versions.history(db, number, scope=scope, owner=owner)
-            finally:
-                db.execute("COMMIT")
+            return versions.history(db, number, scope=scope, owner=owner)
+
+        return self._at_once(found)
 
     def drop(self, scope: Scope, doomed: Sequence[Entry], *, now: int, cleared: StateRecord | None = None) -> int:
-        """Delete entries for good, leaving a tombstone each; how many there were.
+        """Delete entries for good, leaving a tombstone each, also what retention has deleted before; how many there were.
 
         With *cleared*, the session's state and its history go, too, if it has any; that stands in their place, at the next
         version.
@@ -330,12 +339,19 @@ class SqliteLedger:
             if cleared is not None and head is not None:
                 states.clear(self._ram or db, head, cleared)
             gone: dict[int, dict[int, Entry]] = {}
+            purged: dict[int, str] = {}
+            only = 0  # there because retention had deleted it
             for entry in doomed:
                 if owner is None or entry.number >> OWNER_SHIFT != owner:
                     continue
                 row = db.execute("SELECT session FROM entries WHERE no = ?", (entry.number,)).fetchone()
                 if row is not None:
                     gone.setdefault(row[0], {})[entry.number] = entry
+                kept = cold.purge(db, bytes.fromhex(entry.key))
+                purged |= dict.fromkeys(kept, entry.id)
+                only += row is None and bool(kept)
+            if purged:
+                extractions.forget(db, purged, owner=owner or 0, now=now)
             for session, theirs in gone.items():
                 ids = [e.id for e in theirs.values()]
                 extractions.forget(db, {n: e.id for n, e in theirs.items()}, owner=owner or 0, now=now)
@@ -346,7 +362,7 @@ class SqliteLedger:
                 for number, entry in theirs.items():
                     versions.release(db, number)
                     summaries.remove(db, number, bytes.fromhex(entry.key), owner=owner or 0, now=now, asked=True)
-            count = sum(len(theirs) for theirs in gone.values())
+            count = only + sum(len(theirs) for theirs in gone.values())
             if owner is not None and count:
                 vectors.forget_questions(db, owner)
             failpoint("change.applied")
@@ -357,11 +373,25 @@ class SqliteLedger:
 
     def window(self, scope: Scope) -> StoredWindow | None:
         """The session's window and summary; reads nothing of what was folded. None for a session without a row."""
+
+        def found(db: sqlite3.Connection, texts: Texts) -> StoredWindow | None:
+            head = sessions.head(db, scope, session_id=_session_id(scope))
+            return None if head is None else windows.load(db, head, scope=scope, counter=self._counter, texts=texts)
+
+        return self._at_once(found)
+
+    def _at_once(self, read: Callable[[sqlite3.Connection, Texts], T], *, damaged: Texts = "skip") -> T:
+        """What *read* finds, as of one moment; *damaged*: how it is to do so where a block can't be read."""
+        try:
+            return self._at_one_moment(lambda db: read(db, "read"))
+        except ArchiveError:  # a block that was replaced meanwhile is found the second time
+            return self._at_one_moment(lambda db: read(db, damaged))
+
+    def _at_one_moment(self, read: Callable[[sqlite3.Connection], T]) -> T:
         with self._db.read() as db:
-            db.execute("BEGIN")  # head and entries as of one moment
+            db.execute("BEGIN")
             try:
-                head = sessions.head(db, scope, session_id=_session_id(scope))
-                return None if head is None else windows.load(db, head, scope=scope, counter=self._counter)
+                return read(db)
             finally:
                 db.execute("COMMIT")
 
@@ -539,16 +569,15 @@ class SqliteLedger:
 
     def snapshot(self, scope: Scope) -> tuple[StoredWindow | None, StoredState | None]:
         """The session's window with summary and tasks, and its state, as of one moment."""
-        with self._db.read() as db:
-            db.execute("BEGIN")
-            try:
-                head = sessions.head(db, scope, session_id=_session_id(scope))
-                if head is None:
-                    return None, None
-                found = windows.load(db, head, scope=scope, counter=self._counter)
-                return found, states.current(self._ram or db, head)
-            finally:
-                db.execute("COMMIT")
+
+        def both(db: sqlite3.Connection, texts: Texts) -> tuple[StoredWindow | None, StoredState | None]:
+            head = sessions.head(db, scope, session_id=_session_id(scope))
+            if head is None:
+                return None, None
+            found = windows.load(db, head, scope=scope, counter=self._counter, texts=texts)
+            return found, states.current(self._ram or db, head)
+
+        return self._at_once(both)
 
     def restore(self, scope: Scope, made: Restored, *, now: int) -> None:
         """Make the session what *made* says, all or nothing.
@@ -650,13 +679,13 @@ class SqliteLedger:
     # -- to other ledgers and from them
 
     def dump(
-        self, *, tenant: str | None = None, user_id: str | None = None, model: int | None = None
+        self, *, unread: list[int], tenant: str | None = None, user_id: str | None = None, model: int | None = None
     ) -> Iterator[Moved]:
         """All that is stored, or what is of a tenant or a user, as of one moment; with the vectors of *model*."""
         with self._db.read() as db:
             db.execute("BEGIN")
             try:
-                yield from transfer.dump(db, tenant=tenant, user_id=user_id, model=model)
+                yield from transfer.dump(db, tenant=tenant, user_id=user_id, model=model, unread=unread)
             finally:
                 db.execute("COMMIT")
 
@@ -695,8 +724,12 @@ class SqliteLedger:
         with self._db.lock, self._db.write() as db:
             transfer.finish(db, source, uncovered=uncovered)
 
-    def copy(self, target: Path, *, progress: Callable[[int, int], None] | None = None) -> dict[str, int]:
-        """Copy all of it into a new file, as of one moment, and check the copy; how many rows each table has."""
+    def copy(
+        self, target: Path, *, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[dict[str, int], list[str]]:
+        """Copy all of it into a new file, as of one moment, and check the copy; how many rows each table has, and the names of
+        the blocks that it reads.
+        """
         with self._db.read() as db:
             return backup.copied(db, target, progress=progress)
 
@@ -712,7 +745,7 @@ class SqliteLedger:
         with self._db.read() as db:
             lexical = db.execute("SELECT value FROM meta WHERE name = 'lexical'").fetchone()
         try:
-            saved = SqliteLedger(copy, counter=self._counter)
+            saved = SqliteLedger(copy, counter=self._counter, archive=self._archive)
         except FolderError as error:
             raise BackupError(f"the backup can't be read: {error}", path=str(copy.parent)) from error
         try:
@@ -778,13 +811,15 @@ class SqliteLedger:
 
     # -- reading
 
-    def by_keys(self, scope: Scope, keys: Sequence[str]) -> dict[str, Entry]:
+    def by_keys(self, scope: Scope, keys: Sequence[str], *, texts: Texts = "read") -> dict[str, Entry]:
         """Entries of the owner by key; unknown keys, and other owners', are left out."""
         with self._db.read() as db:
             owner = sessions.owner_of(db, scope)
-            return {} if owner is None else {e.key: e for e in log.by_keys(db, keys, scope=scope, owner=owner)}
+            if owner is None:
+                return {}
+            return {e.key: e for e in log.by_keys(db, keys, scope=scope, owner=owner, texts=texts)}
 
-    def by_numbers(self, scope: Scope, numbers: Sequence[int]) -> dict[int, Entry]:
+    def by_numbers(self, scope: Scope, numbers: Sequence[int], *, texts: Texts = "read") -> dict[int, Entry]:
         """Entries of the owner by number; unknown numbers, and other owners', are left out."""
         found: dict[int, Entry] = {}
         with self._db.read() as db:
@@ -794,7 +829,8 @@ class SqliteLedger:
             for start in range(0, len(numbers), _CHUNK):
                 part = numbers[start : start + _CHUNK]
                 where = f"e.no IN ({','.join('?' * len(part))})"
-                found.update((e.number, e) for e, _ in entries.select(db, where, part, scope=scope, owner=owner))
+                rows = entries.select(db, where, part, scope=scope, owner=owner, texts=texts)
+                found.update((e.number, e) for e, _ in rows)
         return found
 
     def select(
@@ -807,6 +843,7 @@ class SqliteLedger:
         after: int = 0,
         last: int | None = None,
         limit: int | None = None,
+        texts: Texts = "read",
     ) -> Iterator[Entry]:
         """Entries of a session in the order of `seq`, or of the whole owner in the order they were written.
 
@@ -839,7 +876,8 @@ class SqliteLedger:
                 tail = f"{tail} DESC LIMIT {int(last)}"
             elif limit is not None:
                 tail = f"{tail} LIMIT {int(limit)}"
-            rows = entries.select(db, " AND ".join(where), parameters, scope=scope, owner=owner, tail=tail)
+            given = " AND ".join(where)
+            rows = entries.select(db, given, parameters, scope=scope, owner=owner, tail=tail, texts=texts)
             found = [e for e, _ in rows]
         yield from found if last is None else reversed(found)
 
@@ -886,7 +924,7 @@ class SqliteLedger:
             row = db.execute(known).fetchone()
             if row is not None:
                 anyone = Scope(session_id="-")
-                for stored in db.execute(f"{entries.SELECT}").fetchall():
+                for stored in cold.filled(db, db.execute(f"{entries.SELECT}").fetchall(), texts="skip"):
                     entry, _ = entries.entry_of(stored, scope=anyone)
                     made = terms(entry)
                     row = (made.terms, made.traits, made.called, entry.number)
@@ -935,12 +973,12 @@ class SqliteLedger:
             db.execute("DELETE FROM vectors")
             db.execute("DELETE FROM questions")
             db.execute("DELETE FROM models")
-            db.execute("INSERT OR REPLACE INTO dirty (no, key, version) SELECT no, key, version FROM entries")
+            vectors.mark_all(db)
 
     def mark_all(self) -> None:
         """Mark every entry as changed: the vector index is to be rebuilt, from the vectors that are kept here."""
         with self._db.lock, self._db.write() as db:
-            db.execute("INSERT OR REPLACE INTO dirty (no, key, version) SELECT no, key, version FROM entries")
+            vectors.mark_all(db)
 
     def vectors(self, owner: int, model: int, numbers: Sequence[int] | None = None) -> list[tuple[int, bytes]]:
         with self._db.read() as db:
@@ -1017,16 +1055,122 @@ class SqliteLedger:
             count = (self._ram or db).execute("SELECT count(*) FROM states").fetchone()
             found |= {"states": count[0], "states_persist": self._ram is None}
             found["sessions"] = db.execute("SELECT count(*) FROM sessions WHERE session_id != ''").fetchone()[0]
+            found |= cold.totals(db)
             found["parked_count"] = db.execute(
                 "SELECT count(*) FROM dirty WHERE retry_at >= ?", (parked_at,)
             ).fetchone()[0]
             oldest = (
-                "SELECT max(0, CAST(strftime('%s', 'now') AS INTEGER) - min(marked_at)) FROM dirty WHERE retry_at < ?"
+                "SELECT max(0, CAST(strftime('%s', 'now') AS INTEGER) - min(marked_at)) FROM dirty WHERE retry_at < ? "
+                "AND no NOT IN (SELECT no FROM archived)"
             )
             found["dirty_age"] = db.execute(oldest, (parked_at,)).fetchone()[0]
             parked = db.execute("SELECT key, attempts, error FROM dirty WHERE retry_at >= ? LIMIT 20", (parked_at,))
             found["parked"] = [{"key": k.hex(), "attempts": a, "error": e} for k, a, e in parked]
         return found
+
+    def expired_values(self, *, now: int) -> list[tuple[Scope, int]]:
+        """How many keyed values have expired, by their owner's widest scope."""
+        query = (
+            "SELECT o.key, count(*) FROM items i JOIN owners o ON o.id = i.owner WHERE i.expires_at <= ? GROUP BY o.id"
+        )
+        with self._db.read() as db:
+            return [(Scope(*json.loads(key)), count) for key, count in db.execute(query, (now,))]
+
+    # -- the archive
+
+    def owners(self) -> list[tuple[int, Scope]]:
+        """Every owner that has entries: its number and its widest scope."""
+        some = "EXISTS (SELECT 1 FROM entries e WHERE e.no >= o.id << 32 AND e.no < (o.id + 1) << 32)"
+        with self._db.read() as db:
+            rows = db.execute(f"SELECT o.id, o.key FROM owners o WHERE {some} ORDER BY o.id").fetchall()
+        return [(number, Scope(*json.loads(key))) for number, key in rows]
+
+    def standings(self, owner: int) -> list[Standing]:
+        with self._db.read() as db:
+            return list(cold.standings(db, owner))
+
+    def use(self, uses: Mapping[int, tuple[int, int]], *, halving: int) -> None:
+        with self._db.lock, self._db.write() as db:
+            cold.use(db, uses, halving=halving)
+
+    def records(self, numbers: Sequence[int]) -> dict[int, tuple[int, bytes]]:
+        with self._db.read() as db:
+            return cold.records(db, numbers)
+
+    def open_block(self, owner: int, *, label: str | None, size: int, entries: int) -> Block | None:
+        with self._db.read() as db:
+            return cold.open_block(db, owner, label=label, size=size, entries=entries)
+
+    def worn_blocks(self) -> list[Block]:
+        with self._db.read() as db:
+            return cold.worn_blocks(db)
+
+    def block_names(self) -> list[str]:
+        with self._db.read() as db:
+            return cold.block_names(db)
+
+    def pack(
+        self,
+        name: str,
+        *,
+        owner: int,
+        label: str | None,
+        size: int,
+        versions: Mapping[int, int],
+        moved: Block | None,
+        now: int,
+    ) -> list[int]:
+        """Take over a block that was written, in place of texts here, and of the block *moved*; the numbers that became cold."""
+        with self._db.lock, self._db.write(power=True) as db:
+            done = cold.pack(db, name, owner=owner, label=label, size=size, versions=versions, moved=moved, now=now)
+            failpoint("archive.applied")
+        failpoint("archive.committed")
+        return done
+
+    def thaw(self, numbers: Sequence[int]) -> list[int]:
+        with self._db.lock, self._db.write() as db:
+            return cold.thaw(db, numbers)
+
+    def discard(self, numbers: Sequence[int], *, run: str, now: int, undo: bool) -> list[int]:
+        with self._db.lock, self._db.write() as db:
+            done = cold.discard(db, numbers, run=run, now=now, undo=undo)
+            failpoint("change.applied")
+        failpoint("change.committed")
+        return done
+
+    def bring_back(self, run: str) -> list[int]:
+        with self._db.lock, self._db.write() as db:
+            return cold.bring_back(db, run)
+
+    def discarded(self, scope: Scope, keys: Sequence[str] | None = None) -> dict[str, Entry]:
+        """What `discard` has kept under *keys*, by these, or of the session."""
+        with self._db.read() as db:
+            owner = sessions.owner_of(db, scope)
+            head = None if keys is not None else sessions.head(db, scope, session_id=_session_id(scope))
+            if owner is None or (keys is None and head is None):
+                return {}
+            found = {}
+            for values in cold.discarded(db, owner, keys=keys or (), session=None if head is None else head.session):
+                name = db.execute("SELECT session_id FROM sessions WHERE id = ?", (values["session"],)).fetchone()[0]
+                entry, _ = entries.entry_of(entries.row_from(values, session_id=name), scope=scope)
+                found[entry.key] = entry
+            return found
+
+    def tidy(self, *, discarded_before: int) -> None:
+        with self._db.lock, self._db.write(power=True) as db:
+            cold.tidy(db, discarded_before=discarded_before)
+
+    def vacuum(self) -> None:
+        self._db.vacuum()
+
+    def note(self, name: str, text: str) -> None:
+        with self._db.lock, self._db.write() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, text))
+
+    def noted(self, name: str) -> str | None:
+        with self._db.read() as db:
+            row = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
 
     def verify(self) -> str:
         """What SQLite says of the file's integrity: "ok", or the first problem."""

@@ -25,18 +25,24 @@ from ...protocols import (
     Record,
 )
 from ...types import Entry, MemoryType, Scope, microseconds, same_content
-from . import entries, extractions, items, log, sessions, states, summaries, usage, vectors, versions
+from . import archive, entries, extractions, items, log, sessions, states, summaries, usage, vectors, versions
 from .schema import OWNER_SHIFT
 from .sessions import KNOWLEDGE, Head
 
+_AT_ONCE = 64  # rows whose texts are read from the archive at a time
 _LOADING = "loading:"  # in `meta`, before the number of a session that is being made as it was elsewhere
 
 
 # -- out
 
 
-def dump(db: sqlite3.Connection, *, tenant: str | None, user_id: str | None, model: int | None) -> Iterator[Moved]:
-    """All records, or those of a tenant or a user, owner after owner; *db* is in a transaction."""
+def dump(
+    db: sqlite3.Connection, *, tenant: str | None, user_id: str | None, model: int | None, unread: list[int]
+) -> Iterator[Moved]:
+    """All records, or those of a tenant or a user, owner after owner; *db* is in a transaction.
+
+    The numbers of entries that can't be read from the archive are added to *unread*.
+    """
     where, given = "1", {"tenant": tenant, "user": user_id}
     if tenant is not None:
         where += " AND tenant = :tenant"
@@ -45,7 +51,7 @@ def dump(db: sqlite3.Connection, *, tenant: str | None, user_id: str | None, mod
     for owner, key in db.execute(f"SELECT id, key FROM owners WHERE {where} ORDER BY id", given):
         scope = sessions.owner_scope(key)
         yield from _sessions(db, owner, scope)
-        yield from _entries(db, owner, scope, model=model)
+        yield from _entries(db, owner, scope, model=model, unread=unread)
         yield from _values(db, owner, scope)
         for session_id, turn, known in extractions.links(db, owner):
             yield MovedDerivation(replace(scope, session_id=session_id), turn, known)
@@ -81,7 +87,7 @@ def _sessions(db: sqlite3.Connection, owner: int, scope: Scope) -> Iterator[Move
 
 
 def _entries(
-    db: sqlite3.Connection, owner: int, scope: Scope, *, model: int | None
+    db: sqlite3.Connection, owner: int, scope: Scope, *, model: int | None, unread: list[int]
 ) -> Iterator[MovedEntry | MovedVersion]:
     rows = db.execute(
         f"SELECT {entries.COLUMNS}, s.summary = e.no, t.path, t.key, v.vector, x.found, x.attempts FROM entries e "
@@ -90,17 +96,22 @@ def _entries(
         "LEFT JOIN extractions x ON x.no = e.no WHERE e.no >= ? AND e.no < ? ORDER BY e.no",
         (model, owner << OWNER_SHIFT, (owner + 1) << OWNER_SHIFT),
     )
-    for row in rows:
-        entry, counter = entries.entry_of(row, scope=scope)
-        session_id, summary, path, key, vector, found, attempts = row[-7:]
-        value = None if path is None else items.name(path, key)
-        record = Record(entry, 0, 0, None, b"")
-        extraction = None if attempts is None else (found, attempts)
-        knowledge = session_id == KNOWLEDGE
-        yield MovedEntry(record, knowledge, counter, bool(summary), value, vector, extraction=extraction)
-        if entry.version > 1:
-            for before, counted in versions.earlier(db, entry.number, scope=scope):
-                yield MovedVersion(before, knowledge, counted)
+    while some := rows.fetchmany(_AT_ONCE):
+        left = {row[0] for row in some}
+        for row in archive.filled(db, some, texts="skip"):
+            left.remove(row[0])
+            entry, counter = entries.entry_of(row, scope=scope)
+            summary, path, key, vector, found, attempts = row[-6:]
+            value = None if path is None else items.name(path, key)
+            record = Record(replace(entry, tier="warm", archive_label=None), 0, 0, None, b"")
+            extraction = None if attempts is None else (found, attempts)
+            knowledge = row[entries.SESSION] == KNOWLEDGE
+            yield MovedEntry(record, knowledge, counter, bool(summary), value, vector, extraction=extraction)
+            if entry.version > 1:
+                for before, counted in versions.earlier(db, entry.number, scope=scope):
+                    was = replace(before, tier="warm", archive_label=None)
+                    yield MovedVersion(was, knowledge, counted)
+        unread += sorted(left)
 
 
 def _values(db: sqlite3.Connection, owner: int, scope: Scope) -> Iterator[MovedValue]:

@@ -14,11 +14,17 @@ QUESTIONS = 256
 
 
 def mark(db: sqlite3.Connection, rows: Iterable[tuple[int, bytes, int]]) -> None:
-    """Mark entries (number, key, version) as changed; an older mark, its failures included, is replaced."""
+    """Mark entries (number, key, version or what stands for it) as changed; an older mark, its failures included, is replaced."""
     db.executemany("INSERT OR REPLACE INTO dirty (no, key, version) VALUES (?, ?, ?)", rows)
 
 
-_GONE = "NOT EXISTS (SELECT 1 FROM entries e WHERE e.no = dirty.no)"
+def mark_all(db: sqlite3.Connection) -> None:
+    """Mark every entry that belongs into the vector index."""
+    db.execute("INSERT OR REPLACE INTO dirty (no, key, version) SELECT no, key, version FROM entries WHERE codec = 0")
+
+
+_GONE = "NOT EXISTS (SELECT 1 FROM entries e WHERE e.no = dirty.no AND e.codec = 0)"
+"""Of an entry that was deleted, or is cold: it leaves the vector index."""
 
 
 def claim(db: sqlite3.Connection, *, now: int, limit: int, gone: bool = False) -> list[Dirty]:
@@ -70,7 +76,7 @@ def put(db: sqlite3.Connection, model: int, rows: Iterable[tuple[int, int, bytes
     """Keep vectors (number, version, hash, vector), each only if its entry still is at that version."""
     statement = (
         "INSERT OR REPLACE INTO vectors (no, model, hash, vector) "
-        "SELECT no, ?, ?, ? FROM entries WHERE no = ? AND version = ?"
+        "SELECT no, ?, ?, ? FROM entries WHERE no = ? AND version = ? AND codec = 0"
     )
     kept = []
     for number, version, digest, vector in rows:

@@ -6,17 +6,21 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ...protocols import Record, StoredWindow
+from ...protocols import Record, StoredWindow, Texts
 from ...types import Entry, Scope
 from . import entries, log, summaries
 from .sessions import Head
 
 
-def load(db: sqlite3.Connection, head: Head, *, scope: Scope, counter: str) -> StoredWindow:
-    """Window and summary. Tokens that another counter than *counter* counted read -1."""
+def load(db: sqlite3.Connection, head: Head, *, scope: Scope, counter: str, texts: Texts) -> StoredWindow:
+    """Window and summary. Tokens that another counter than *counter* counted read -1.
+
+    A cold turn may have come back into the window; with *texts* "skip" it is left out if it can't be read.
+    """
 
     def found(where: str, parameter: int) -> list[Entry]:
-        rows = entries.select(db, where, (parameter,), scope=scope, owner=head.owner, tail="ORDER BY e.position")
+        tail = "ORDER BY e.position"
+        rows = entries.select(db, where, (parameter,), scope=scope, owner=head.owner, tail=tail, texts=texts)
         return [entry if name == counter else replace(entry, tokens=-1) for entry, name in rows]
 
     kept = found("e.session = ? AND e.position IS NOT NULL", head.session)
