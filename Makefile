@@ -46,9 +46,9 @@ matrix: setup ## Use each host's adapters in an environment where only that host
 		.matrix/$$extra/bin/python -m pip install --quiet --constraint constraints.txt ".[$$extra]" && \
 		.matrix/$$extra/bin/python tests/host_alone.py $$extra --installed || exit 1; done
 
-nightly: setup ## Run the budget's property test with 10,000 examples, and many processes for long; takes some twenty minutes
+nightly: setup ## Run the budget's property test with 10,000 examples, and many processes, tiers and 100,000 messages for long; takes an hour
 	@HYPOTHESIS_PROFILE=nightly $(PYTHON) -m pytest --quiet --timeout 0 tests/test_budget_properties.py tests/test_many_processes.py \
-		tests/test_state_processes.py
+		tests/test_state_processes.py tests/test_tiers_stateful.py tests/test_two_years.py
 
 lint: setup ## Check style and format
 	@$(PYTHON) -m ruff check .

@@ -13,7 +13,7 @@ import neuralflow_memory._failpoints as failpoints
 from neuralflow_memory import MemoryType, Message, Move, SweepReport, open_memory
 from neuralflow_memory.cli import app
 from neuralflow_memory.pipeline import archive as pipeline_archive
-from neuralflow_memory.testing import HashingEmbedder, ManualClock
+from neuralflow_memory.testing import ManualClock
 
 
 @pytest.fixture
@@ -383,67 +383,6 @@ def test_doctor_names_a_damaged_block(folder_of_before):
 
 
 # -- a long time
-
-
-def test_two_years_of_messages(opened, clock):
-    """A small variant of what was measured by hand: what the archive takes, what is live, and that all of it is there."""
-    memory = opened(embedder=HashingEmbedder(dimensions=384), clock=clock, pruning=SMALL, tokenizer="approx")
-    chat = memory.session("chat", user_id="ada")
-    said = {}
-    for quarter in range(8):
-        new = [Message("user", sentence(120 * quarter + n), id=f"m{120 * quarter + n}") for n in range(120)]
-        chat.add(new)
-        said |= {m.id: m.content for m in new}
-        clock.advance(days=91)
-        memory.flush()
-        memory.sweep()
-    memory.flush()
-    state = memory.stats()
-    cold = chat.entries.list(filter={"tier": "cold"})
-    assert state["cold"] == len(cold) > 800
-    kept = {e.id for e in chat.entries.list(types=["short_term"], filter={"tier": "warm"})}
-    assert kept == {m.id for m in chat.messages(view="window")}
-    lines = [
-        json.dumps(
-            {
-                "id": e.id,
-                "session_id": "chat",
-                "user_id": "ada",
-                "role": e.role,
-                "content": e.content,
-                "created_at": e.created_at.isoformat(),
-            },
-            ensure_ascii=False,
-        )
-        for e in cold
-    ]
-    assert state["archive_bytes"] <= 0.25 * sum(map(len, lines))
-    assert {m.id: m.content for m in chat.messages()} == said
-    for n in (3, 333, 777):
-        assert f"m{n}" in {h.entry.id for h in chat.search(f"unique{n}", k=4)}
-
-
-def sentence(n):
-    words = [
-        "the",
-        "boat",
-        "sails",
-        "when",
-        "wind",
-        "comes",
-        "from",
-        "west",
-        "and",
-        "nobody",
-        "knows",
-        "which",
-        "harbour",
-        "is",
-        "open",
-        "at",
-        "night",
-    ]
-    return " ".join(words[(n * k * k + k) % len(words)] for k in range(1, 30)) + f" unique{n}"
 
 
 def test_a_sweep_imports_nothing_heavy():

@@ -1,11 +1,13 @@
 """A memory whose entries move between tiers against a plain dict: nothing is lost, nothing twice, nothing comes back."""
 
+import itertools
 import os
 import shutil
 import tempfile
 from copy import deepcopy
 
 import pytest
+from chroma_server import ChromaServer
 from conftest import index_keys, live_keys
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -20,6 +22,11 @@ TOPICS = ["Sailing", "Tomatoes", "Invoices", "記憶 🙂", "Berlin"]
 USERS = ["ada", "eve"]
 
 
+COLLECTIONS = itertools.count()
+WRITING = [n for n in failpoints.FAILPOINTS if not n.startswith(("open.", "archive."))]
+SWEEPING = [n for n in failpoints.FAILPOINTS if n.startswith("archive.")]
+
+
 class Cut(BaseException):
     """Ends a step where a killed process would end."""
 
@@ -28,6 +35,7 @@ class Cut(BaseException):
 STACKS = {
     "archive, Chroma": {"embedder": HashingEmbedder},
     "archive, words only": {"embedder": lambda: "none"},
+    "archive, Chroma served": {"embedder": HashingEmbedder, "served": True},
     "no archive": {
         "embedder": HashingEmbedder,
         "tiers": {"warm_tier_max_age_days": None},
@@ -41,6 +49,13 @@ STACKS = {
         "archive": {"max_age_days": None},
     },
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server(tmp_path_factory):
+    Life.server = ChromaServer(tmp_path_factory.mktemp("chroma")).start()
+    yield
+    Life.server.kill()
 
 
 class Life(RuleBasedStateMachine):
@@ -60,10 +75,13 @@ class Life(RuleBasedStateMachine):
         self.saved = None
         """What all that was when it was backed up."""
         self.words = 0
+        self.collection = f"life-{next(COLLECTIONS)}"
         self.open()
 
     def open(self):
         options = dict(STACKS[self.stack])
+        if options.pop("served", False):
+            options["chroma"] = {"url": self.server.url, "collection": self.collection}
         self.memory = open_memory(
             f"{self.folder.name}/memory",
             embedder=options.pop("embedder")(),
@@ -226,26 +244,57 @@ class Life(RuleBasedStateMachine):
         for user in USERS:
             self.facts[user] |= self.gone[user].pop(run, {})
 
-    @precondition(lambda self: "deletes" not in self.stack)
-    @rule(
-        name=st.sampled_from([n for n in failpoints.FAILPOINTS if n.startswith("archive.")]), passing=st.integers(1, 3)
-    )
-    def crash_while_sweeping(self, name, passing):
+    def cut(self, at, call):
+        """Do *call* until a place is passed that many times: then nothing goes on, as in a process that is killed."""
+        name, passing = at
         left = [passing]
 
-        def cut(passed):
+        def hook(passed):
             left[0] -= passed == name
-            if left[0] == 0 and passed == name:
+            if left[0] <= 0:
                 raise Cut
 
-        failpoints.hook = cut
+        failpoints.hook = hook
         try:
-            self.memory.sweep()
+            call()
         except Cut:
             pass
         finally:
             failpoints.hook = None
         self.reopen()
+
+    @precondition(lambda self: "deletes" not in self.stack)
+    @rule(at=st.tuples(st.sampled_from(SWEEPING), st.integers(1, 3)))
+    def crash_while_sweeping(self, at):
+        self.cut(at, self.memory.sweep)
+
+    @rule(
+        data=st.data(),
+        user=st.sampled_from(USERS),
+        own=IDS,
+        topic=st.sampled_from(TOPICS),
+        at=st.tuples(st.sampled_from(WRITING), st.integers(1, 3)),
+    )
+    def crash_while_writing(self, data, user, own, topic, at):
+        """What the call does happened, or did not."""
+        entries, text, turns = self.chat(user).entries, self.text(topic), self.turns[user]
+        before, after = dict(turns), dict(turns)
+        said = deepcopy(self.before[user])
+        if own not in turns:
+            after[own] = text
+            self.cut(at, lambda: self.chat(user).add(Message("user", text, id=own, metadata={"of": own})))
+        elif data.draw(st.booleans()):
+            after[own] = text
+            said.setdefault(own, []).append(turns[own])
+            self.cut(at, lambda: entries.update(own, content=text))
+        else:
+            del after[own]
+            said.pop(own, None)
+            self.cut(at, lambda: entries.delete(own))
+        found = {m.id: m.content for m in self.chat(user).messages()}
+        assert found in (before, after)
+        if found == after:
+            self.turns[user], self.before[user] = after, said
 
     @rule()
     def reopen(self):
