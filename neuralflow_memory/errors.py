@@ -22,6 +22,7 @@ NeuralFlowError
 │   ├── FolderInUse                         another process has the folder open
 │   ├── BackupError                         not a backup, or one that is damaged, newer, or another memory's
 │   ├── StorageFull                         no space left; nothing was written
+│   ├── ArchiveError                        a block of the archive is missing or damaged
 │   └── IndexingError                       the vector index can't be brought up to date
 ├── ModelMismatch        (ValueError)       the folder was indexed with another embedding model
 ├── EmbeddingError       (RuntimeError)     the embedder failed

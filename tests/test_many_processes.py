@@ -199,6 +199,7 @@ def test_several_processes_share_a_chroma_server(opened, others, folder, tmp_pat
 
 
 def index_keys_of(other):
+    wait_until(lambda: other.ask("memory._core.parts.store.down") is None)  # it asks the server in the background
     return set(other.ask("memory._core.parts.store.keys()"))
 
 
