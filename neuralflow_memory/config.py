@@ -55,6 +55,11 @@ class Prompt(_Section):
     expiry_time: float = Field(
         default=3600.0, gt=0, description="seconds without a write after which the next add folds the window"
     )
+    cache_size: int = Field(
+        default=1000,
+        ge=0,
+        description="search results and contexts kept in RAM, at most `tiers.lru_mb` of them; dropped when anything of their user changes",
+    )
     hits_placement: Literal["end", "start"] = Field(
         default="end",
         description="where search hits and temporary notes stand: before the newest user turn, or with the summary",
@@ -87,8 +92,18 @@ class State(_Section):
 
 
 class Tiers(_Section):
-    """When an entry that nobody uses becomes cold, and who looks. docs/tiers.md"""
+    """When an entry that nobody uses leaves RAM, or becomes cold, and who looks. docs/caching.md, docs/tiers.md"""
 
+    hot_tier_max_age_days: float | None = Field(
+        default=7.0, gt=0, description="days since its last use after which an entry leaves the hot tier; None: never"
+    )
+    min_access_count_hot: float = Field(
+        default=5.0,
+        ge=0,
+        description="unless it was used so often; with each so many days that go by, earlier uses count half",
+    )
+    lru_entries: int = Field(default=10_000, ge=0, description="entries in the hot tier, which is in RAM")
+    lru_mb: int = Field(default=64, ge=1, description="megabytes of RAM for them, at most; those used last stay")
     warm_tier_max_age_days: float | None = Field(
         default=30.0,
         gt=0,
@@ -160,6 +175,47 @@ class Retention(_Section):
     tags: dict[str, Keep] = Field(
         default={}, description="other rules for a tag, which win over those of types; of several, what keeps longest"
     )
+
+
+class Redis(_Section):
+    """A Redis or Valkey server where the processes of a folder keep together what was found. docs/caching.md"""
+
+    url: SecretStr | None = Field(
+        default=None,
+        description="`redis://user:password@host:6379/0`, `rediss://...` with TLS, or `unix:///...`; None: no server",
+    )
+    max_memory_mb: int | None = Field(
+        default=512,
+        ge=1,
+        description="the server's memory, set where CONFIG is allowed, else checked; None: as it is",
+    )
+    max_memory_policy: (
+        Literal[
+            "allkeys-lru",
+            "allkeys-lfu",
+            "allkeys-random",
+            "volatile-lru",
+            "volatile-lfu",
+            "volatile-random",
+            "volatile-ttl",
+        ]
+        | None
+    ) = Field(default="allkeys-lru", description="what the server gives up when it is full; the same")
+    default_ttl: int = Field(default=86_400, ge=1, description="seconds after which what was kept there goes")
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            try:
+                parts = urlsplit(url.get_secret_value())
+                where = {"redis": parts.hostname, "rediss": parts.hostname, "unix": parts.path}.get(parts.scheme)
+                whole = bool(where) and parts.port != 0
+            except ValueError:
+                whole = False
+            if not whole:
+                raise ValueError("must be an address such as redis://127.0.0.1:6379/0, rediss://... or unix:///path")
+        return url
 
 
 class Ranking(_Section):
@@ -287,6 +343,7 @@ class Settings(_Section):
     tiers: Tiers = Tiers()
     archive: Cold = Cold()
     retention: Retention = Retention()
+    redis: Redis = Redis()
     ranking: Ranking = Ranking()
     embedder: Embedding = Embedding()
     gemini: Gemini = Gemini()
@@ -329,6 +386,7 @@ __all__ = [
     "Prompt",
     "Pruning",
     "Ranking",
+    "Redis",
     "Retention",
     "Settings",
     "State",

@@ -227,7 +227,8 @@ class Core:
         self._checked = True
 
     def _follow(self) -> None:
-        """What is to be done while another process indexes: see that a server can be asked."""
+        """What is to be done while another process indexes: see that a server can be asked, and let go of what was deleted."""
+        self._look()
         store = self.parts.store
         if store is not None and time.monotonic() > self._asked + _REOPENING_PAUSE:
             self._asked = time.monotonic()
@@ -238,12 +239,18 @@ class Core:
         self._checked = True
         self._moved.give()
 
+    def _look(self) -> None:
+        """See what others have changed, also while nobody asks: what they have deleted is not to stay in RAM."""
+        with suppress(StorageError):
+            self.parts.residents.look()
+
     def _rest(self, pause: float) -> None:
         """Wait for what this process, or another one, writes; not longer than *pause* (seconds)."""
         end = time.monotonic() + pause
         while (left := end - time.monotonic()) > 0:
             if self._wake.wait(min(left, _LOOK_PAUSE)):
                 return
+            self._look()
             version = self.parts.ledger.data_version()
             if version != self._seen:
                 self._seen = version
@@ -499,6 +506,7 @@ class Core:
                 # Where nothing is left to be indexed, nobody else would.
                 with suppress(StorageError):
                     parts.store.reset(model_id=parts.model_id, dimensions=known[1])
+        self.parts.residents.look()  # so that RAM holds nothing of before
         self._wake.give()
         self._hurry.give()
         return done

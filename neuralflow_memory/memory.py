@@ -14,7 +14,7 @@ from ._offload import Workers, offload
 from .config import Settings
 from .core import Core
 from .errors import ArchiveError, ClosedError, StorageError
-from .pipeline import archive, sweep
+from .pipeline import archive, cached, sweep
 from .pipeline.backup import backup
 from .pipeline.export import Progress, export
 from .pipeline.import_ import import_
@@ -125,7 +125,8 @@ class Memory:
 
         *verify* also reads every block of the archive, waits until the vector index was asked whether it answers, and reads all of the ledger's file:
         "integrity" says whether it is sound, and "twins" lists session ids that exist with and without a user, which are
-        different conversations. "indexer" is the process that indexes for all who have the folder open, perhaps this one.
+        different conversations. "cache" is what the caches hold, and how often they had what was asked for. "indexer" is the
+        process that indexes for all who have the folder open, perhaps this one.
         """
         parts = self._ready_parts()
         if verify:
@@ -163,6 +164,7 @@ class Memory:
         parts.residents.look()
         tenants = {tenant for tenant, *_ in parts.ledger.calibration()}
         found["margins"] = {tenant: dict(parts.margins(tenant)) for tenant in sorted(tenants)}
+        found["cache"] = cached.stats(parts)
         found["last_error"] = parts.trouble
         if verify:
             found["integrity"] = parts.ledger.verify()

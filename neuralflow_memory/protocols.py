@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -91,6 +91,63 @@ class Extractor(Protocol):
 
         Raises `ExtractionError` rather than return nothing because it failed. Called in the background, off the storage workers.
         """
+        ...
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """What several processes keep together of what was found: bytes under names, by partition. It may lose anything at any time.
+
+    Every call names the `partition` (a stable, opaque text per tenant and user, or per userless session), and the `head`: the
+    state of the partition that values were made from. No call raises, nor waits for long: what can't be asked has nothing.
+    """
+
+    def get(self, partition: str, names: Sequence[str], *, head: str) -> list[bytes | None]:
+        """The values that were set under *head*, in the order of *names*; None for those that are not there."""
+        ...
+
+    def set(self, partition: str, values: Mapping[str, bytes], *, head: str, ttl: float) -> None:
+        """Keep *values* by name for *ttl* seconds at most. What was set under another head may go."""
+        ...
+
+    def delete(self, partition: str) -> None:
+        """Remove everything of a partition: at once, or as soon as that can be done."""
+        ...
+
+    def stats(self) -> Mapping[str, Any]:
+        """Hits, misses, evictions, errors, and `open`: whether it is left alone because it failed. For people."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LocalCache(Protocol):
+    """What one process keeps in RAM: objects by owner (its number) and key. Thread-safe."""
+
+    max_entries: int
+
+    def get(self, owner: int, keys: Iterable[Hashable], *, now: int) -> dict[Any, Any]:
+        """The values of *owner* that are kept, by key; a use of each. *now*: microseconds since 1970."""
+        ...
+
+    def put(self, owner: int, values: Mapping[Any, tuple[Any, int]], *, now: int) -> None:
+        """Keep values (with their sizes in bytes, about) of *owner*, by key."""
+        ...
+
+    def drop(self, owner: int, keys: Iterable[Hashable] | None = None) -> None:
+        """Let go of values of *owner*: those under *keys*, or all."""
+        ...
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        ...
+
+    def expire(self, *, now: int) -> None:
+        """Let go of what was not used for too long."""
+        ...
+
+    def stats(self) -> dict[str, int]:
+        """How many values are kept and in how many bytes, about; hits, misses and evictions so far."""
         ...
 
 
@@ -268,6 +325,18 @@ class Change(NamedTuple):
     owner: tuple[str, str | None, str | None] | None
     number: int
     session: int | None
+
+
+class Noted(NamedTuple):
+    """A change as it is noted, by whichever process: *number* and *session* as of `Change`, but for owners' own bits.
+
+    An owner's number is *number* without its lower 32 bits; where only these are 0, it is no entry that was changed.
+    """
+
+    id: int
+    number: int
+    session: int | None
+    origin: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -588,10 +657,17 @@ class Ledger(Protocol):
         """A number that is another one once anybody has written, also in another process. Asking costs next to nothing."""
         ...
 
-    def changes(self, after: int | None) -> tuple[list[Change] | None, int]:
-        """What other processes have changed since *after*, and the number to ask with next time; with None only that.
+    def changes(self, after: int | None) -> tuple[list[Change] | None, list[Noted], int]:
+        """What other processes have changed since *after*, everything that was noted since then, and the newest number.
 
-        None: that was so long ago that anything may have changed.
+        None: that was so long ago that anything may have changed. With *after* None only the newest number.
+        """
+        ...
+
+    def head(self, owner: int, *, seen: int) -> tuple[int, int] | None:
+        """The last change of an owner, of those up to *seen*: its id and origin. None where it can't be told.
+
+        As long as it is the same, so is everything that is stored of the owner; also over restarts, and in a copy of the ledger.
         """
         ...
 
@@ -1182,6 +1258,7 @@ __all__ = [
     "Archive",
     "Became",
     "Block",
+    "Cache",
     "Change",
     "Clock",
     "Dirty",
@@ -1192,6 +1269,7 @@ __all__ = [
     "Floor",
     "Ledger",
     "Loaded",
+    "LocalCache",
     "Lock",
     "Moved",
     "MovedDerivation",
@@ -1202,6 +1280,7 @@ __all__ = [
     "MovedValue",
     "MovedVersion",
     "Namespace",
+    "Noted",
     "OnConflict",
     "Record",
     "Reranker",

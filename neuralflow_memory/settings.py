@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
 import shutil
 import tempfile
 import threading
@@ -26,28 +28,42 @@ from .models.extractive import ExtractiveSummarizer
 from .models.prompted import as_extractor, as_summarizer
 from .models.tokens import token_counter
 from .pipeline.backup import SCRATCH
+from .pipeline.cached import Hot
 from .pipeline.parts import Parts, recorded
 from .pipeline.resident import Residents
-from .protocols import AccessPolicy, Clock, Embedder, EntryStore, Extractor, Ledger, Summarizer, TokenCounter
+from .protocols import (
+    AccessPolicy,
+    Cache,
+    Clock,
+    Embedder,
+    EntryStore,
+    Extractor,
+    Ledger,
+    Summarizer,
+    TokenCounter,
+)
 from .rules.lexical import VERSION as LEXICAL_VERSION
 from .rules.states import StateRules, as_rules
 from .rules.traits import VERSION as TRAITS_VERSION
 from .security.access import AllowOwn
 from .sources import IN_MEMORY, laid_over, read_settings
 from .storage.archive import FileArchive
+from .storage.cache import LRU
 from .storage.ledger.sqlite import SqliteLedger
 from .storage.lock import FolderLocks
 
 if TYPE_CHECKING:
     from .models.gemini import GeminiSummarizer
 
+_MB = 1024 * 1024
+_DAY = 86_400_000_000  # microseconds
 LEDGER_FILE = "ledger.sqlite3"
 CHROMA_FOLDER = "chroma"
 ARCHIVE_FOLDER = "archive"
 _OURS = frozenset(
     {LEDGER_FILE, LEDGER_FILE + "-wal", LEDGER_FILE + "-shm", CHROMA_FOLDER, ARCHIVE_FOLDER, "lock", "open"}
 )
-_PARTS = ("embedder", "reranker", "summarizer", "extractor", "token_counter", "policy", "clock", "state_rules")
+_PARTS = ("embedder", "reranker", "summarizer", "extractor", "token_counter", "policy", "clock", "state_rules", "cache")
 
 
 @dataclass(slots=True)
@@ -78,6 +94,7 @@ def open_memory(
     policy: AccessPolicy | None = None,
     clock: Clock | None = None,
     state_rules: StateRules | Any = None,
+    cache: Cache | None = None,
     **options: Any,
 ) -> Memory:
     """Open a memory, making its folder if it is new.
@@ -98,6 +115,7 @@ def open_memory(
         policy: Says who may do what; by default everyone their own.
         clock: Returns the current time, aware.
         state_rules: What the states of sessions may be: `StateRules`, a pydantic model or a JSON schema. By default any JSON.
+        cache: Where the processes of this folder keep together what was found; by default Redis, if `redis.url` is set.
         **options: Sections and fields of `Settings`, e.g. `budget={"total": 4000}`. They win over the environment, and
             that over a file.
 
@@ -119,6 +137,7 @@ def open_memory(
         "policy": policy,
         "clock": clock,
         "state_rules": state_rules,
+        "cache": cache,
     }
     if isinstance(embedder, str):
         options["embedder"] = {"model": embedder}
@@ -163,6 +182,7 @@ def _check_parts(parts: Mapping[str, Any]) -> None:
         "embedder": Embedder,
         "token_counter": TokenCounter,
         "policy": AccessPolicy,
+        "cache": Cache,
     }
     for name, kind in kinds.items():
         part = parts.get(name)
@@ -288,6 +308,10 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
                     "set gemini.input_price and gemini.output_price, in US dollars per million tokens; for another model pass "
                     "one whose answers are a Summary, or an Extraction, with their cost, or leave the cap out"
                 )
+        residents = Residents(ledger, max_bytes=settings.ram_mb * _MB, clock=clock, model_id=model_id)
+        reranker = None if given["reranker"] is None else as_reranker(given["reranker"])
+        hot = _hot(settings, ledger, model_id, given, seen=residents.seen)
+        residents.moved = hot.moved
         parts = Parts(
             settings=settings,
             ledger=ledger,
@@ -299,10 +323,11 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
             floor=floor,
             policy=given["policy"] or AllowOwn(),
             clock=clock,
-            residents=Residents(ledger, max_bytes=settings.ram_mb * 1024 * 1024, clock=clock, model_id=model_id),
+            residents=residents,
             archive=archive,
+            hot=hot,
             extractor=extractor,
-            reranker=None if given["reranker"] is None else as_reranker(given["reranker"]),
+            reranker=reranker,
             state_rules=as_rules(given.get("state_rules")),
         )
     except BaseException:
@@ -317,6 +342,8 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
     parts.sole = locks.sole
 
     def done() -> None:
+        if hot.shared is not None and given.get("cache") is None:
+            hot.shared.close()
         locks.release()
         release()
 
@@ -419,6 +446,41 @@ def _gemini(options: Gemini) -> GeminiSummarizer:
         api_key=key,
         input_price=options.input_price,
         output_price=options.output_price,
+    )
+
+
+def _hot(settings: Settings, ledger: Ledger, model_id: str | None, given: Mapping[str, Any], *, seen: int) -> Hot:
+    """The caches: RAM, and what several processes share."""
+    from importlib.metadata import version
+
+    tiers, redis = settings.tiers, settings.redis
+    cache, reranker = given.get("cache"), given["reranker"]
+    if cache is None and redis.url is not None:
+        from .storage.redis import RedisCache
+
+        cache = RedisCache(redis, prefix=f"neuralflow:{ledger.id}:")
+    age = tiers.hot_tier_max_age_days
+    decides = {
+        "version": version("neuralflow-memory"),
+        "lexical": _lexical_version(),
+        "ranking": settings.ranking.model_dump(),
+        "embedder": model_id,
+        # One that has no name may be another one in each process.
+        "reranker": reranker if reranker is None or isinstance(reranker, str) else secrets.token_hex(16),
+    }
+    return Hot(
+        ledger,
+        entries=LRU(
+            max_entries=tiers.lru_entries,
+            max_bytes=tiers.lru_mb * _MB,
+            max_age=None if age is None else age * _DAY,
+            min_uses=tiers.min_access_count_hot,
+        ),
+        results=LRU(max_entries=settings.context.cache_size, max_bytes=tiers.lru_mb * _MB),
+        shared=cache,
+        fingerprint=json.dumps(decides, sort_keys=True),
+        ttl=redis.default_ttl,
+        seen=seen,
     )
 
 

@@ -256,6 +256,7 @@ def test_an_old_folders_marks_get_an_age(opened):
         without_tiers(db)
         db.execute("ALTER TABLE dirty DROP COLUMN marked_at")
         db.execute("DROP TABLE changes")
+        db.execute("ALTER TABLE owners DROP COLUMN head")
         db.execute(f"PRAGMA user_version = {schema.MIGRATIONS.index(schema._m006_age_of_marks)}")
         db.commit()
     memory = opened(embedder="none")

@@ -108,7 +108,9 @@ def counter():
 def memory(tmp_path_factory, counter):
     """Two users, one with a hundred turns behind them, one with ten thousand."""
     folder = tmp_path_factory.mktemp("cost") / "memory"
-    with open_memory(folder, embedder="none", summarizer=Brief(), token_counter=counter, clock=ManualClock()) as memory:
+    cold = {"lru_entries": 0}  # each entry is read from the ledger, as if it was the first time
+    parts = {"summarizer": Brief(), "token_counter": counter, "clock": ManualClock()}
+    with open_memory(folder, embedder="none", tiers=cold, **parts) as memory:
         talk(memory.session("chat", user_id="short"), turns=SHORT)
         talk(memory.session("chat", user_id="long"), turns=LONG)
         with (

@@ -36,7 +36,7 @@ def embedder():
 
 @pytest.fixture
 def memory(opened, embedder):
-    memory = opened(embedder=embedder)
+    memory = opened(embedder=embedder, context={"cache_size": 0})  # each search needs its question's vector
     for user in ("ada", "bob"):
         memory.session("chat", user_id=user).add([Message("user", "Sailing on Sunday", id="a"), "Tomatoes"])
     memory.flush()

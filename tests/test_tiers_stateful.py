@@ -12,6 +12,7 @@ from conftest import index_keys, live_keys
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from redis_server import RedisServer
 
 import neuralflow_memory._failpoints as failpoints
 from neuralflow_memory import MemoryType, Message, NotFound, open_memory
@@ -31,20 +32,27 @@ class Cut(BaseException):
     """Ends a step where a killed process would end."""
 
 
-# What a memory may consist of. Caches join here: an in-process one, Redis.
+# What a memory may consist of: caches in RAM or none, Redis or none; Chroma embedded, served or none; an archive or none.
+NO_CACHE = {"tiers": {"lru_entries": 0}, "context": {"cache_size": 0}}
 STACKS = {
-    "archive, Chroma": {"embedder": HashingEmbedder},
-    "archive, words only": {"embedder": lambda: "none"},
-    "archive, Chroma served": {"embedder": HashingEmbedder, "served": True},
-    "no archive": {
+    "RAM, Chroma, archive": {"embedder": HashingEmbedder},
+    "words only, archive": {"embedder": lambda: "none", **NO_CACHE},
+    "Redis, Chroma served, archive": {
         "embedder": HashingEmbedder,
+        "served": True,
+        "redis": True,
+        "context": {"cache_size": 0},  # so that Redis is asked
+    },
+    "RAM, Redis, Chroma, no archive": {
+        "embedder": HashingEmbedder,
+        "redis": True,
         "tiers": {"warm_tier_max_age_days": None},
         "archive": {"after_days": None},
         "retention": {"retention_days": None, "max_entries": None},
     },
-    "small archive, retention deletes": {
+    "Chroma, small archive, retention deletes": {
         "embedder": HashingEmbedder,
-        "tiers": {"warm_tier_max_age_days": 5.0, "enable_compression": False},
+        "tiers": {"warm_tier_max_age_days": 5.0, "enable_compression": False, "lru_entries": 20},
         "retention": {"delete": True, "retention_days": 20.0, "max_delete_share": 1.0, "undo_days": 30.0},
         "archive": {"max_age_days": None},
     },
@@ -52,10 +60,12 @@ STACKS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server(tmp_path_factory):
+def servers(tmp_path_factory):
     Life.server = ChromaServer(tmp_path_factory.mktemp("chroma")).start()
+    Life.redis = RedisServer(tmp_path_factory.mktemp("redis"))
     yield
     Life.server.kill()
+    Life.redis.kill()
 
 
 class Life(RuleBasedStateMachine):
@@ -82,6 +92,8 @@ class Life(RuleBasedStateMachine):
         options = dict(STACKS[self.stack])
         if options.pop("served", False):
             options["chroma"] = {"url": self.server.url, "collection": self.collection}
+        if options.pop("redis", False):
+            options["redis"] = {"url": self.redis.url}
         self.memory = open_memory(
             f"{self.folder.name}/memory",
             embedder=options.pop("embedder")(),
@@ -296,6 +308,14 @@ class Life(RuleBasedStateMachine):
         if found == after:
             self.turns[user], self.before[user] = after, said
 
+    @precondition(lambda self: "Redis" in self.stack)
+    @rule()
+    def lose_redis(self):
+        """It is killed; started again, it is empty."""
+        self.redis.kill()
+        self.search_finds_what_is_there_and_nothing_else()
+        self.redis.start()
+
     @rule()
     def reopen(self):
         self.memory.close()
@@ -324,7 +344,11 @@ class Life(RuleBasedStateMachine):
             entries = chat.entries.list(types=[MemoryType.SHORT_TERM, MemoryType.LONG_TERM])
             assert {e.id: e.content for e in entries} == self.turns[user] | self.facts[user]
             assert len(entries) == len(self.turns[user]) + len(self.facts[user])
-            assert all(e.tier == "warm" for e in entries) or self.stack != "no archive" or self.memory.stats()["blocks"]
+            assert (
+                all(e.tier == "warm" for e in entries)
+                or "no archive" not in self.stack
+                or self.memory.stats()["blocks"]
+            )
 
     @invariant()
     def search_finds_what_is_there_and_nothing_else(self):

@@ -167,6 +167,7 @@ def test_a_folder_of_an_earlier_version_gets_the_tables(opened):
         db.execute("DROP TABLE items")
         db.execute("DROP TABLE item_texts")
         db.execute("DROP TABLE changes")
+        db.execute("ALTER TABLE owners DROP COLUMN head")
         db.execute("ALTER TABLE features DROP COLUMN called")
         db.execute("ALTER TABLE features RENAME COLUMN traits TO question")
         db.execute("UPDATE features SET question = 0")

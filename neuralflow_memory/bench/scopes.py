@@ -29,6 +29,7 @@ _IN_TURN = 20
 _COMPARED = 100_000
 _LIMITS = {5_000: 3.0, 50_000: 10.0, 200_000: 12.0}
 """Milliseconds for a user with so many entries, beside the embedding of the question, which costs nothing here."""
+_UNCACHED = {"cache_size": 0}  # each search is one
 _FILTERED = "Chroma, filtered by user"
 _UNFILTERED = "Chroma, no filter"
 _DENSE_ONLY = {field: float(field == "dense") for field in Ranking.model_fields}
@@ -81,7 +82,7 @@ def _among_others(bench: Bench, folder: Path) -> Iterator[Row]:
                 )
             else:
                 filling.fill_ledger(own, users=users, entries=sizes.scope)
-            memory = stack.enter_context(open_memory(own, embedder=asking.embedder))
+            memory = stack.enter_context(open_memory(own, embedder=asking.embedder, context=_UNCACHED))
             memory.ready()
             often = min(users, _IN_TURN)
             for user in range(often):
@@ -143,12 +144,12 @@ def _one_owner(bench: Bench, folder: Path, entries: int) -> Iterator[Row]:
     from neuralflow_memory import open_memory
 
     asking = _asking(bench.sizes.searches)
-    with open_memory(folder, embedder=asking.embedder) as memory:
+    with open_memory(folder, embedder=asking.embedder, context=_UNCACHED) as memory:
         said = filling.add_user(memory, 0, entries)
         memory.flush()
     share = _recall(folder, asking, {filling.name(0): said})
     vectors = asking.embedder.embed_documents(said)
-    with open_memory(folder, embedder=asking.embedder) as memory:
+    with open_memory(folder, embedder=asking.embedder, context=_UNCACHED) as memory:
         memory.ready()
         took = interleaved(
             {

@@ -124,6 +124,7 @@ def state(facts: Mapping[str, Any]) -> Iterator[Finding]:
     advice = "" if whole else "; restore a backup, or copy the folder away before doing anything else"
     yield Finding("ok" if whole else "wrong", "ledger", f"SQLite's check says: {facts['integrity']}{advice}")
     yield from _index(facts)
+    yield from _cache(facts.get("cache", {}).get("shared"))
     yield from _archive(facts)
     parked = facts["parked"]
     if parked:
@@ -164,6 +165,21 @@ def _index(facts: Mapping[str, Any]) -> Iterator[Finding]:
             f"it holds {held:,} entries, and the ledger {facts['vectors']:,} vectors: memory.reindex() fills it anew, without "
             "embedding anything again",
         )
+
+
+def _cache(shared: Mapping[str, Any] | None) -> Iterator[Finding]:
+    """Judge the cache that processes share."""
+    if shared is None:
+        return
+    where = shared.get("address", "shared")
+    if shared["open"]:
+        yield Finding(
+            "wrong", "cache", f"{where} does not answer ({shared.get('error')}); all works without it, slower"
+        )
+    else:
+        yield Finding("ok", "cache", f"{where} answers")
+    if shared.get("advice"):
+        yield Finding("note", "cache", str(shared["advice"]))
 
 
 def _archive(facts: Mapping[str, Any]) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ Everything considered is in the report, in or out, and why.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
@@ -15,16 +16,20 @@ from typing import Literal
 
 from ..errors import BudgetError, InputError, brief
 from ..rules.budget import MOST_MARGIN, REPLY_OVERHEAD, Unit, items, message_tokens, opening, units
-from ..types import Candidate, Context, Entry, MemoryType, Message, Scope
+from ..types import Candidate, Context, Entry, Hit, MemoryType, Message, Scope
+from . import cached
 from .blocks import MOST_HITS, Blocks, Quote, brief_turns, line_of, quotes
+from .cached import HIT, Holds
 from .ingest import own_copy
 from .parts import Parts
 from .resident import Window
 from .search import LONGEST_QUERY, Conditions, ranked, turns_before
 from .tasks import shown as shown_tasks
+from .tasks import shown_until
 
 _HITS_FROM = (MemoryType.SHORT_TERM, MemoryType.LONG_TERM, MemoryType.EPISODIC)
 _CUT = " […]"
+_MESSAGE = 500  # bytes that one takes beside its text, about
 _MOST_TOKENS = 1 << 40  # no prompt is longer, and floats are exact up to there
 _NONE: Mapping[str, Message] = MappingProxyType({})
 _NO_PLACE = "pinned, and no room for it"
@@ -80,6 +85,22 @@ class _Plan:
         return True
 
 
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """A context that was built, and what its session learned from it."""
+
+    context: Context
+    room: int
+    turn: int
+    quoted: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes in RAM, about."""
+        said = sum(_MESSAGE + sys.getsizeof(m.content) for m in self.context.messages)
+        return said + HIT * len(self.context.report)
+
+
 def context(
     parts: Parts,
     scope: Scope,
@@ -100,12 +121,23 @@ def context(
     place of turns, by their ids; the objects themselves, if they need no cut. *only*: no other turns (ids) are sent.
     """
     parts.authorize(principal, "read", scope)
+    place = None
+    if search is True and not given and only is None and isinstance(query, str | None):
+        asked = (query, max_tokens, reserve_tokens, overflow, bool(pending_calls))
+        place = cached.place(parts, scope, "context", scope.session_id, *asked)
     resident = parts.resident(scope)
     with resident.lock:
         window = parts.window(scope)
         stored, summary, tasks = list(window.entries), window.summary, list(window.tasks)
     margin = parts.margins(scope.tenant).get(window.model or "", 1.0)
     budget = _budget(parts, max_tokens, reserve_tokens, overflow, margin)
+    kept = None if place is None else parts.hot.kept(place)
+    if kept is not None and kept.value.context.margin == margin:
+        built: _Built = kept.value
+        _learn_room(parts, window, room=built.room, turn=built.turn)
+        parts.used(built.quoted)
+        return _sent(parts, scope, window, _own(built.context), reserve_tokens=reserve_tokens)
+    now, holds = parts.clock(), Holds()
     entries = [_as_given(parts, e, given.get(e.id)) for e in stored if only is None or e.id in only]
     messages = [given.get(e.id) or e.message for e in entries]
     plan = _Plan(budget, entries, messages, units(messages, pending_calls=pending_calls), given=given)
@@ -120,7 +152,8 @@ def context(
     needed = set(plan.chosen)
     unsent = _pinned(plan)
     blocks = Blocks(parts, together=parts.settings.context.hits_placement == "start")
-    open_tasks, notes = shown_tasks(tasks, now=parts.clock(), open_max_age=parts.settings.tasks.open_max_age)
+    open_tasks, notes = shown_tasks(tasks, now=now, open_max_age=parts.settings.tasks.open_max_age)
+    holds.end(shown_until(tasks, now=now, open_max_age=parts.settings.tasks.open_max_age))
     blocks.take_tasks(open_tasks, room=min(int(caps.task * scale), plan.left))
     blocks.take_summary(summary, unsent, room=min(int(caps.summary * scale), plan.left - blocks.cost))
     quoted = {e.key for e in unsent if line_of(e) in blocks.summary}
@@ -131,7 +164,7 @@ def context(
     if search == "once":
         hits = _hits_once(parts, scope, window, stored, principal=principal)
     else:
-        hits = _hits(parts, scope, query, stored, principal=principal) if search else []
+        hits = _hits(parts, scope, query, stored, principal=principal, holds=holds) if search else []
     wanted = sum(q.cost for q in hits[:MOST_HITS] if q.relevant)
     left = plan.left - blocks.cost
     # What the hits don't want, older turns may have.
@@ -139,37 +172,52 @@ def context(
     room = left - min(int(budget * caps.hits_share), wanted)
     instructions = {row for row in plan.chosen if plan.messages[row].role in ("system", "developer")}
     room = min(room, cap - sum(plan.costs[row] for row in plan.chosen if row not in instructions))
-    _learn_room(parts, window, plan, room=room)
+    room_sent, turn = _room(plan, room=room)
+    _learn_room(parts, window, room=room_sent, turn=turn)
     _older(parts, plan, room=room, step=max(1, int(caps.conversation * scale) // _STEPS))
     # Of a turn that was cut, a hit may bring back what answers.
     sent = {entries[row].key for row, m in plan.chosen.items() if m is messages[row]} | quoted
     blocks.take_quotes(hits, room=plan.left - blocks.cost, sent=sent)
-    if blocks.quotes:
-        parts.used(quote.hit.entry.number for quote in blocks.quotes)
+    quoted_now = tuple(quote.hit.entry.number for quote in blocks.quotes)
+    if quoted_now:
+        parts.used(quoted_now)
     while blocks.cost > plan.left and (plan.drop_oldest(keep=needed) or blocks.shrink()):
         pass
     laid, stable = _ordered(parts, plan, blocks)
-    tokens = plan.used + blocks.cost
-    window.sent.tokens = tokens + reserve_tokens
-    if window.cramped:
-        parts.full(scope)  # what prompts have no room for is to be in the summary
-    return Context(
+    done = Context(
         tuple(laid),
-        tokens,
+        plan.used + blocks.cost,
         budget,
         tuple(_reported(plan, blocks)),
         estimated=not parts.counter.exact,
         margin=margin,
         cacheable=stable,
     )
+    if place is not None and holds.sure and holds.until > place.now:
+        built = _Built(_own(done), room_sent, turn, quoted_now)
+        parts.hot.keep(place, built, size=built.size, until=holds.until)
+    return _sent(parts, scope, window, done, reserve_tokens=reserve_tokens)
 
 
-def _learn_room(parts: Parts, window: Window, plan: _Plan, *, room: int) -> None:
-    """Note how much of what may be folded the prompt has room for: *room*, and what is chosen already."""
+def _sent(parts: Parts, scope: Scope, window: Window, context: Context, *, reserve_tokens: int) -> Context:
+    """*context*, with what its session is to know of it."""
+    window.sent.tokens = context.tokens + reserve_tokens
+    if window.cramped:
+        parts.full(scope)  # what prompts have no room for is to be in the summary
+    return context
+
+
+def _room(plan: _Plan, *, room: int) -> tuple[int, int]:
+    """How much of what may be folded the prompt has room for, *room* and what is chosen already; and its user turn."""
     front = opening(plan.messages)
+    room += sum(c for row, c in plan.costs.items() if row >= front and not plan.entries[row].pinned)
+    return room, max((plan.entries[row].number for row in plan.chosen if plan.messages[row].role == "user"), default=0)
+
+
+def _learn_room(parts: Parts, window: Window, *, room: int, turn: int) -> None:
+    """Note the room that a prompt had, and the user turn that it is to answer."""
     sent = window.sent
-    sent.room = room + sum(c for row, c in plan.costs.items() if row >= front and not plan.entries[row].pinned)
-    turn = max((plan.entries[row].number for row in plan.chosen if plan.messages[row].role == "user"), default=0)
+    sent.room = room
     if sent.room >= parts.settings.pruning.max_context_tokens:
         sent.short = 0
     elif turn != sent.turn:
@@ -394,7 +442,7 @@ def _cut_to(parts: Parts, plan: _Plan, row: int, *, tokens: int) -> Message | No
 
 
 def _hits(
-    parts: Parts, scope: Scope, query: str | None, entries: Sequence[Entry], *, principal: str | None
+    parts: Parts, scope: Scope, query: str | None, entries: Sequence[Entry], *, principal: str | None, holds: Holds
 ) -> list[Quote]:
     if query is None:
         query = next((e.content for e in reversed(entries) if e.role == "user"), "")
@@ -405,9 +453,15 @@ def _hits(
         return []
     own = frozenset(e.number for e in entries if e.role == "user" and e.content.strip() == query)
     conditions = Conditions(types=_HITS_FROM, besides=own, summaries=False)
-    ranking = ranked(parts, scope, query, principal=principal, conditions=conditions)
-    found = list(islice(ranking, MOST_HITS + len(entries)))
-    before = turns_before(parts, scope, [n for n in brief_turns(found) if n not in own])
+    most = MOST_HITS + len(entries)
+
+    def find() -> tuple[list[Hit], Mapping[int, Entry]]:
+        ranking = ranked(parts, scope, query, principal=principal, conditions=conditions, holds=holds)
+        found = list(islice(ranking, most))
+        return found, turns_before(parts, scope, [n for n in brief_turns(found) if n not in own], holds=holds)
+
+    place = cached.place(parts, scope, "hits", query, most, cached.as_asked(conditions, scope))
+    found, before = cached.hits(parts, scope, place, find, holds=holds)
     return quotes(parts, found, query, before=before)
 
 
@@ -418,7 +472,7 @@ def _hits_once(
     asked = next(((e.number, e.version) for e in reversed(entries) if e.role == "user"), (0, 0))
     before = window.sent.hits
     if before is None or before[0] != asked:
-        hits = _hits(parts, scope, None, entries, principal=principal)
+        hits = _hits(parts, scope, None, entries, principal=principal, holds=Holds())
         window.sent.hits = asked, [q for q in hits if q.relevant]
         return hits
     shown = [(q, [e for e in (q.hit.entry, q.asked) if e is not None]) for q in before[1]]
@@ -461,6 +515,15 @@ def _given(message: Message) -> Message:
     """A message for the caller to keep: nothing in it that may be changed is ours."""
     changeable = message.metadata or message.tool_calls or message.payload or not isinstance(message.content, str)
     return own_copy(message) if changeable else message
+
+
+def _own(context: Context) -> Context:
+    """*context* with nothing in it that may be changed and is anybody else's."""
+    messages = tuple(_given(m) if m.metadata else replace(_given(m), metadata={}) for m in context.messages)
+    report = tuple(
+        Candidate(c.part, c.id, c.tokens, c.included, c.reason, c.score, dict(c.signals)) for c in context.report
+    )
+    return replace(context, messages=messages, report=report)
 
 
 def _reported(plan: _Plan, blocks: Blocks) -> list[Candidate]:

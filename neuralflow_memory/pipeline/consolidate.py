@@ -14,6 +14,7 @@ from ..rules import duplicates
 from ..rules.duplicates import Said
 from ..rules.vectors import unit_rows
 from ..types import Entry, Hit, MemoryType, Merged, Scope
+from .cached import Holds
 from .edit import MERGED, get
 from .index import embed_now
 from .parts import Parts, recorded
@@ -191,7 +192,7 @@ def _cosines(parts: Parts, scope: Scope, text: str, entries: Sequence[Entry]) ->
     with resident.lock:
         pending = bool(index_of(parts, resident).pending.any())
     found: dict[int, float] = {}
-    with tolerated(parts, "comparing by words alone"):
+    with tolerated(parts, "comparing by words alone", holds=Holds()):
         if pending:
             embed_now(parts, scope)
         with parts.embedding:

@@ -15,6 +15,7 @@ from ..protocols import Record, StateRecord, Texts
 from ..rules.budget import items, units
 from ..rules.filters import parse
 from ..types import Entry, MemoryType, Message, Scope, microseconds, same_content, utc
+from .cached import forget
 from .compact import OWN_METADATA
 from .ingest import Messages, checked, listed, own_copy, take, to_compact, turn, worth
 from .parts import Parts, recorded
@@ -180,6 +181,7 @@ def rewrite(parts: Parts, scope: Scope, id: str, change: Callable[[Entry], Recor
             raise
         if summed:
             resident.forget()
+    forget(parts, scope)
     parts.changed()
     if summed:
         parts.full(before.scope)
@@ -250,9 +252,13 @@ def delete(
             chosen = select(
                 parts, scope, principal=principal, within=within, filter=filter, action="delete", texts="read"
             )
-            return _drop(parts, scope, list(chosen))
-        named = [ids] if isinstance(ids, str) else ids
-        return _drop(parts, scope, [_doomed(parts, scope, i, principal=principal) for i in named])
+            doomed = list(chosen)
+        else:
+            named = [ids] if isinstance(ids, str) else ids
+            doomed = [_doomed(parts, scope, i, principal=principal) for i in named]
+        count = _drop(parts, scope, doomed)
+    forget(parts, scope)
+    return count
 
 
 def _doomed(parts: Parts, scope: Scope, id: str, *, principal: str | None) -> Entry:
@@ -293,7 +299,9 @@ def clear(parts: Parts, scope: Scope, *, principal: str | None) -> int:
     resident = parts.resident(scope)
     with resident.lock:
         doomed = list(parts.ledger.select(scope, session_only=True, texts="bare"))
-        return _drop(parts, scope, [*doomed, *parts.ledger.discarded(scope).values()], cleared=state)
+        count = _drop(parts, scope, [*doomed, *parts.ledger.discarded(scope).values()], cleared=state)
+    forget(parts, scope)
+    return count
 
 
 def _drop(parts: Parts, scope: Scope, doomed: Sequence[Entry], *, cleared: StateRecord | None = None) -> int:
@@ -374,6 +382,8 @@ def set_window(parts: Parts, scope: Scope, messages: Messages, *, principal: str
             resident.forget()
             raise
         work = to_compact(parts, window)
+    if any(r.entry.version > 1 for r in written):
+        forget(parts, scope)
     parts.changed()
     if work:
         parts.full(scope)

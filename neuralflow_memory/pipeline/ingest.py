@@ -16,6 +16,7 @@ from ..rules.duplicates import strengthened, union
 from ..rules.importance import worth_keeping
 from ..rules.traits import traits
 from ..types import ROLES, Entry, MemoryType, Message, Scope, ToolCall, microseconds, utc
+from .cached import forget
 from .parts import Parts, recorded
 from .resident import Window, again
 from .summarize import plain, summarizer_ready
@@ -92,6 +93,8 @@ def append(
             raise
         work = to_compact(parts, window)
     if done.written:
+        if any(r.entry.version > 1 for r in done.written):
+            forget(parts, scope)
         parts.tally["added"] += len(done.written)
         parts.changed()
     if work:

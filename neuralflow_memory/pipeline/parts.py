@@ -34,6 +34,7 @@ from ..rules.tiering import DAY
 from ..rules.traits import called, traits
 from ..security.access import authorize
 from ..types import Entry, Message, Scope, microseconds
+from .cached import Hot
 from .resident import Resident, Residents, Window
 
 _USES = 512  # entries whose uses are gathered in RAM before they are written down
@@ -75,6 +76,7 @@ class Parts:
     policy: AccessPolicy
     clock: Clock
     residents: Residents
+    hot: Hot
     archive: Archive
     reranker: Reranker | None = None
     state_rules: StateRules = field(default_factory=StateRules)

@@ -24,7 +24,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from ..errors import ConflictError, NotFound
-from ..protocols import Change, Clock, Feature, Ledger
+from ..protocols import Change, Clock, Feature, Ledger, Noted
 from ..rules.budget import pauses
 from ..types import Entry, Message, Scope
 from .scope_index import ScopeIndex
@@ -121,6 +121,7 @@ class Resident:
         self._look = look
         self.news: deque[Change | None] = deque()
         """What others have changed and RAM does not show yet; None stands for anything."""
+        self._number: int | None = None
         self._index: ScopeIndex | None = None
         self._unread: list[Feature] = []
         """Of entries that were written since the index was last asked for."""
@@ -130,6 +131,17 @@ class Resident:
         self.owner = scope.owner
         self.uses = self.weight = 0  # kept by `Residents`, as is
         self.used = _NEVER
+
+    @property
+    def number(self) -> int | None:
+        """The owner's number in the ledger; None until something is stored for it."""
+        if self._number is None:
+            self._number = self._ledger.owner(self._scope)
+        return self._number
+
+    def number_again(self) -> None:
+        """Ask for the owner's number anew, since anything may have changed."""
+        self._number = None
 
     @property
     def index(self) -> ScopeIndex | None:
@@ -274,8 +286,10 @@ class Residents:
     looked at now and then, not at each use; the sum is kept, not counted.
 
     Attributes:
+        seen: The newest change that was looked at.
         whole: Vectors are held however many they are, since this process has no vector index to ask.
         prices: Counts how often others have changed what is known of models' prices in tokens.
+        moved: Told what anybody has changed, this process included, and the newest number; None: anything may have changed.
     """
 
     def __init__(self, ledger: Ledger, *, max_bytes: int, clock: Clock, model_id: str | None = None) -> None:
@@ -286,7 +300,8 @@ class Residents:
         self.whole = False
         self.prices = 0
         self._version = ledger.data_version()
-        _, self._seen = ledger.changes(None)
+        _, _, self.seen = ledger.changes(None)
+        self.moved: Callable[[Sequence[Noted] | None, int], None] = lambda _rows, _newest: None
         self._looking = threading.Lock()
         self._all: WeakValueDictionary[tuple[str, str | None, str | None], Resident] = WeakValueDictionary()
         self._recent: OrderedDict[tuple[str, str | None, str | None], Resident] = OrderedDict()
@@ -319,17 +334,21 @@ class Residents:
             version = self._ledger.data_version()
             if version == self._version:
                 return
-            changes, seen = self._ledger.changes(self._seen)
+            changes, noted, seen = self._ledger.changes(self.seen)
             if changes is None:
                 with self._lock:
                     residents = list(self._all.values())
                 for resident in residents:
+                    resident.number_again()
                     resident.news.append(None)
                 self.prices += 1
             for change in changes or ():
                 self._tell(change)
+            self.moved(
+                None if changes is None else noted, seen
+            )  # after residents: who sees a new head finds their news
             # At last, so that nothing is missed if this is interrupted; to be told twice does no harm.
-            self._seen, self._version = seen, version
+            self.seen, self._version = seen, version
 
     def _tell(self, change: Change) -> None:
         if change.owner is None:

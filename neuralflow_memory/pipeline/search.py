@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import accumulate, chain, islice, repeat
 from operator import mul
@@ -18,8 +18,10 @@ import numpy.typing as npt
 from ..errors import ClosedError, EmbeddingError, QueryError, ScopeError, brief
 from ..rules import ranking
 from ..rules.filters import Filter, parse
-from ..rules.question import understood
+from ..rules.question import depends_on_day, understood
 from ..types import TYPE_NUMBER, TYPES, Entry, Hit, MemoryType, Scope, microseconds, utc
+from . import cached
+from .cached import Holds
 from .index import embed_now, embed_question
 from .parts import Parts
 from .resident import Resident
@@ -66,17 +68,35 @@ def search(
         )
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise QueryError(f"k is a number of hits, at least 1, not {brief(k)}")
-    hits = ranked(parts, scope, query, principal=principal, conditions=conditions, expected=k)
-    return list(islice(hits, min(k, sys.maxsize)))
+    parts.authorize(principal, "read", scope)
+    conditions = replace(conditions, types=checked_types(conditions.types))
+
+    holds = Holds()
+
+    def find() -> tuple[list[Hit], Mapping[int, Entry]]:
+        hits = ranked(parts, scope, query, principal=principal, conditions=conditions, expected=k, holds=holds)
+        return list(islice(hits, min(k, sys.maxsize))), {}
+
+    place = cached.place(parts, scope, "search", query, k, cached.as_asked(conditions, scope))
+    found, _ = cached.hits(parts, scope, place, find, holds=holds)
+    return [Hit(cached.own(hit.entry), hit.score, hit.signals) for hit in found]
 
 
 def ranked(
-    parts: Parts, scope: Scope, query: str, *, principal: str | None, conditions: Conditions, expected: int = _AT_FIRST
+    parts: Parts,
+    scope: Scope,
+    query: str,
+    *,
+    principal: str | None,
+    conditions: Conditions,
+    expected: int = _AT_FIRST,
+    holds: Holds | None = None,
 ) -> Iterator[Hit]:
     """Every entry that fulfils *conditions*, best first, read a few at a time, *expected* first.
 
-    What is not relevant at all is left out.
+    What is not relevant at all is left out. The entries are for reading only. *holds* is told how long this holds.
     """
+    holds = holds or Holds()
     parts.authorize(principal, "read", scope)
     condition = parse(conditions.filter)
     kinds = checked_types(conditions.types)
@@ -91,13 +111,21 @@ def ranked(
         parts.residents.weigh(resident)
     if not rows:
         return
+    now = parts.clock()
     with resident.lock:
-        asked = understood(query, speakers=index.names(), known=index.knows, now=parts.clock())
-    question = _question(parts, scope, asked.text, model=model, pending=pending)
+        asked = understood(query, speakers=index.names(), known=index.knows, now=now)
+        moments = [index.expires] if conditions.as_of is not None else [index.expires, index.valid_from, index.valid_to]
+        for times in moments:  # from one of them on, something else is found
+            holds.until = int(np.min(times, where=times > microseconds(now), initial=holds.until))
+    if depends_on_day(query):
+        holds.end_with(now)
+    # Recency changes with each moment, and the vector index when it likes.
+    holds.sure &= held and not parts.settings.ranking.recency
+    question = _question(parts, scope, asked.text, model=model, pending=pending, holds=holds)
     near: dict[int, float] | None = None
     if not held:
         near = {}
-        with tolerated(parts, "searching by words alone"):
+        with tolerated(parts, "searching by words alone", holds=holds):
             near = _near(parts, scope, question)
 
     def exactly(numbers: list[int]) -> list[tuple[int, bytes]]:
@@ -126,19 +154,27 @@ def ranked(
             )
 
     reranks = parts.reranker is not None and parts.settings.ranking.rerank > 0
-    hits = _walked(parts, scope, compare, condition, first=_AT_FIRST if reranks else min(expected, _AT_FIRST))
-    yield from _reranked(parts, query, hits) if reranks else hits
+    first = _AT_FIRST if reranks else min(expected, _AT_FIRST)
+    hits = _walked(parts, scope, compare, condition, first=first, holds=holds)
+    yield from _reranked(parts, query, hits, holds=holds) if reranks else hits
 
 
 def _walked(
-    parts: Parts, scope: Scope, compare: Callable[[int], Compared], condition: Filter | None, *, first: int
+    parts: Parts,
+    scope: Scope,
+    compare: Callable[[int], Compared],
+    condition: Filter | None,
+    *,
+    first: int,
+    holds: Holds,
 ) -> Iterator[Hit]:
     """Hits that fulfil *condition*, best first; where not all entries were compared, at the end of those more are."""
     given: set[int] = set()
     for seeds in accumulate(repeat(_MORE), mul, initial=SEEDS):
         found = compare(seeds)
         for top in _tops(found.scores, found.allowed, first=first):
-            entries = parts.ledger.by_numbers(scope, found.numbers[top].tolist(), texts="skip")
+            entries = cached.entries(parts, scope, found.numbers[top].tolist())
+            holds.sure &= len(entries) == len(top)  # what can't be read may be there again
             for row in top.tolist():
                 entry = entries.get(int(found.numbers[row]))
                 if entry is not None and entry.number not in given and (condition is None or condition.matches(entry)):
@@ -149,10 +185,10 @@ def _walked(
         given.update(found.numbers[found.allowed].tolist())
 
 
-def _reranked(parts: Parts, query: str, hits: Iterator[Hit]) -> Iterator[Hit]:
+def _reranked(parts: Parts, query: str, hits: Iterator[Hit], *, holds: Holds) -> Iterator[Hit]:
     """*hits* with the reranker's say in the first of them, which leaves the others behind, as they were."""
     first = list(islice(hits, RERANKED))
-    relevance = _relevance(parts, query, [hit.entry for hit in first])
+    relevance = _relevance(parts, query, [hit.entry for hit in first], holds=holds)
     if relevance is None:
         yield from chain(first, hits)
         return
@@ -168,13 +204,13 @@ def _reranked(parts: Parts, query: str, hits: Iterator[Hit]) -> Iterator[Hit]:
     yield from (judged(hit, 0.0) for hit in hits)
 
 
-def _relevance(parts: Parts, query: str, entries: Sequence[Entry]) -> ranking.Scores | None:
+def _relevance(parts: Parts, query: str, entries: Sequence[Entry], *, holds: Holds) -> ranking.Scores | None:
     """How sure the reranker is of each of *entries*, 0..1. None where there is nothing to ask, and if that fails."""
     if parts.reranker is None or not entries:
         return None
     texts = [f"{e.name}: {e.content}" if e.name else e.content for e in entries]  # the question may name who said it
     relevance: ranking.Scores | None = None
-    with tolerated(parts, "ranking without the reranker", count="search_without_reranker"):
+    with tolerated(parts, "ranking without the reranker", holds=holds, count="search_without_reranker"):
         given = np.asarray(parts.reranker.rerank(query, texts), np.float64)
         if given.shape != (len(texts),) or not np.isfinite(given).all():
             raise ValueError(
@@ -218,14 +254,15 @@ def index_of(parts: Parts, resident: Resident) -> ScopeIndex:
     return resident.load(_model(parts))
 
 
-def turns_before(parts: Parts, scope: Scope, numbers: Sequence[int]) -> dict[int, Entry]:
+def turns_before(parts: Parts, scope: Scope, numbers: Sequence[int], *, holds: Holds) -> dict[int, Entry]:
     """The turns that come before those of *numbers*, in their sessions, by the number of the later one."""
     resident = parts.resident(scope)
     with resident.lock:
         index = index_of(parts, resident)
         rows = {n: int(index.before[row]) for n in numbers if (row := index.row(n)) >= 0}
         earlier = {n: int(index.number[row]) for n, row in rows.items() if row >= 0}
-    found = parts.ledger.by_numbers(scope, list(earlier.values()), texts="skip") if earlier else {}
+    found = cached.entries(parts, scope, list(earlier.values())) if earlier else {}
+    holds.sure &= found.keys() >= set(earlier.values())
     return {n: found[other] for n, other in earlier.items() if other in found}
 
 
@@ -289,17 +326,17 @@ def checked_time(value: datetime | str, name: str) -> datetime:
 
 
 def _question(
-    parts: Parts, scope: Scope, query: str, *, model: tuple[int, int] | None, pending: bool
+    parts: Parts, scope: Scope, query: str, *, model: tuple[int, int] | None, pending: bool, holds: Holds
 ) -> npt.NDArray[np.float32] | None:
     """The question's vector, with what the scope has pending embedded first. None, and words alone, if that fails."""
     if parts.embedder is None:
         return None
     if pending:
-        with tolerated(parts, "searching new entries by words alone"):
+        with tolerated(parts, "searching new entries by words alone", holds=holds):
             embed_now(parts, scope)
     model = model or _model(parts)  # the first entries embedded make it known
     vector: npt.NDArray[np.float32] | None = None
-    with tolerated(parts, "searching by words alone"):
+    with tolerated(parts, "searching by words alone", holds=holds):
         given = embed_question(parts, scope, query)
         if model is not None and model[1] != len(given):
             raise EmbeddingError(f"its vectors have {len(given)} numbers, and those of this folder {model[1]}")
@@ -308,13 +345,14 @@ def _question(
 
 
 @contextmanager
-def tolerated(parts: Parts, consequence: str, *, count: str = "search_without_vectors") -> Iterator[None]:
+def tolerated(parts: Parts, consequence: str, *, holds: Holds, count: str = "search_without_vectors") -> Iterator[None]:
     """Turn what an embedder, an index or a reranker raises into a warning, and *count* it: the rest still answers."""
     try:
         yield
     except ClosedError:
         raise
     except Exception as error:
+        holds.sure = False
         parts.tally[count] += 1
         parts.trouble = f"search: {type(error).__name__}: {error}"
         warnings.warn(f"{consequence}: {error}", RuntimeWarning, stacklevel=4)

@@ -15,6 +15,7 @@ from ..errors import InputError, brief
 from ..protocols import Restored, StoredState
 from ..types import Entry, Life, MemoryType, Message, Role, ToolCall, microseconds
 from . import edit, states, tasks
+from .cached import forget
 from .ingest import encodable, to_compact
 from .parts import Parts, recorded
 from .resident import again
@@ -158,6 +159,7 @@ def restore(parts: Parts, ref: Ref, snapshot: Mapping[str, Any]) -> None:
         stored = again(resident, made_so)
         resident.forget()
         work = to_compact(parts, parts.window(scope))
+    forget(parts, scope)  # turns may be as they were then
     parts.changed()
     if work:
         parts.full(scope)

@@ -19,6 +19,7 @@ from ..rules.retention import due
 from ..rules.tiering import DAY, cooled, warmed
 from ..types import MemoryType, Move, Scope, SweepReport, microseconds
 from .archive import damaged, freeze, rewrite, thaw
+from .cached import forget
 from .consolidate import merge
 from .index import PARKED
 from .parts import Parts
@@ -83,6 +84,7 @@ def _swept(parts: Parts, *, dry_run: bool) -> SweepReport:
     report = replace(report, moves=tuple(m for own in planned for m in own.moves), expired=expired, refused=refused)
     if dry_run:
         return replace(report, damaged=damaged(parts))
+    parts.hot.entries.expire(now=microseconds(now))
     done = sum(own.merged + _done(parts, own, report) for own in planned)
     kept = int(parts.settings.retention.undo_days * DAY)
     rewritten = 0 if parts.closing else rewrite(parts, discarded_before=microseconds(now) - kept)
@@ -177,6 +179,7 @@ def _deleted(parts: Parts, scope: Scope, numbers: Sequence[int], *, run: str, no
                 done += len(parts.ledger.discard(some, run=run, now=now, undo=undo))
             finally:
                 resident.forget()
+        forget(parts, scope)
         parts.changed()
     return done
 

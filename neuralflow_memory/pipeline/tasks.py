@@ -291,6 +291,15 @@ def again_open(
     return found
 
 
+def shown_until(tasks: Sequence[Entry], *, now: datetime, open_max_age: float) -> datetime | None:
+    """When a prompt shows something else of the same tasks, because something of them has come to its end; None for never."""
+    mine = list(filter(_is_task, tasks))
+    ends = [t.expires_at for t in mine if t.expires_at is not None]
+    ends += [_after(t.updated_at, open_max_age) for t in mine if _is_open(t)]
+    ends += [datetime.fromisoformat(n["until"]) for t in mine for n in t.metadata["notes"] if n["until"] is not None]
+    return min((end for end in ends if end > now), default=None)
+
+
 def checked_name(name: str) -> str:
     """A task's name, which is a text that is not blank and not too long; `InputError` otherwise."""
     return _named(name, what="a task's name")

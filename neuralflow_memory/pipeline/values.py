@@ -22,6 +22,7 @@ from .._json import dumped
 from ..errors import FilterError, InputError, QueryError, StorageError, brief
 from ..protocols import Namespace, Record, StoredValue, ValueRecord, ValuesWritten
 from ..types import TYPE_NUMBER, Entry, MemoryType, Scope, Value, microseconds, moment
+from .cached import forget
 from .ingest import encodable, take
 from .parts import Parts, recorded
 from .search import LONGEST_QUERY, Conditions, index_of, ranked
@@ -162,6 +163,8 @@ def _write(
         except BaseException:
             resident.forget()
             raise
+    if done.gone:
+        forget(parts, scope)
     if done.written or done.gone:
         parts.changed()
     return done

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import threading
 
-_FAILURES = 3
-_PAUSE = 30.0  # seconds
-_LONGEST_PAUSE = 900.0
 _MOST_DOUBLINGS = 10  # which make more than that
 
 
 class Breaker:
-    """Lets calls through until three in a row have failed; then one after a pause, which doubles with each failure.
+    """Lets calls through until so many in a row have failed; then one after a pause, which doubles with each failure.
 
-    Times are seconds since 1970.
+    Times and pauses are seconds, by any clock.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, failures: int = 3, pause: float = 30.0, longest_pause: float = 900.0) -> None:
+        self._most, self._pause, self._longest = failures, pause, longest_pause
         self._lock = threading.Lock()
         self._failures = 0
         self._since = self._until = 0.0
@@ -36,17 +34,17 @@ class Breaker:
         with self._lock:
             if not self.allows(now):
                 return False
-            if self._failures >= _FAILURES:
-                self._since, self._until = now, now + _LONGEST_PAUSE
+            if self._failures >= self._most:
+                self._since, self._until = now, now + self._longest
             return True
 
     def failed(self, now: float) -> None:
         """Count a failure, which was noticed now."""
         with self._lock:
             self._failures += 1
-            if self._failures >= _FAILURES:
-                pause = _PAUSE * 2.0 ** min(self._failures - _FAILURES, _MOST_DOUBLINGS)
-                self._since, self._until = now, now + min(_LONGEST_PAUSE, pause)
+            if self._failures >= self._most:
+                pause = self._pause * 2.0 ** min(self._failures - self._most, _MOST_DOUBLINGS)
+                self._since, self._until = now, now + min(self._longest, pause)
 
     def succeeded(self) -> None:
         """Let everything through again."""

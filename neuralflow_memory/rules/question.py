@@ -121,6 +121,11 @@ def understood(query: str, *, speakers: Mapping[str, str], known: Callable[[str]
     )
 
 
+def depends_on_day(query: str) -> bool:
+    """Whether *query* names a time that is another one tomorrow, such as yesterday."""
+    return bool(_AGO.search(query) or _RELATIVE.search(query))
+
+
 def is_user(label: str | None) -> bool:
     """Whether a speaker is a user who has no name."""
     return label is not None and label.lower() in _USERS
@@ -232,4 +237,4 @@ def _span(today: date, first: int, last: int) -> Time:
         return Time(start=date.min, end=date.min)
 
 
-__all__ = ["ROLES", "Question", "Time", "aliases", "is_user", "understood"]
+__all__ = ["ROLES", "Question", "Time", "aliases", "depends_on_day", "is_user", "understood"]

@@ -62,6 +62,7 @@ def become(
     value_key: Callable[[Scope, Namespace, str], bytes],
     restore_deleted: bool,
     forget_vectors: bool,
+    origin: int,
     now: int,
 ) -> Became:
     """Make all tables what they are in the attached database `saved`, but for what was deleted since; in a transaction."""
@@ -87,6 +88,8 @@ def become(
     db.executemany("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", [("id", own_id), ("collection", TO_BE_MADE_ANEW)])
     vectors.mark_all(db)
     db.execute("INSERT INTO main.changes (id, no, session, origin) VALUES (?, 0, NULL, 0)", (newest + 2,))
+    # Nothing that was cached before was made from this, of whatever owner.
+    db.execute("UPDATE main.owners SET head = ?", (f"{newest + 2}.{origin}",))
     entries = db.execute("SELECT count(*) FROM main.entries").fetchone()[0]
     found = db.execute("SELECT count(*) FROM main.sessions WHERE session_id != ''").fetchone()[0]
     return Became(entries, found, count)

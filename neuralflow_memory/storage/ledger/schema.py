@@ -244,6 +244,19 @@ def _m012_in_any_order(db: sqlite3.Connection) -> None:
         step(db)
 
 
+def _m013_heads(db: sqlite3.Connection) -> None:
+    # The last change of an owner whose row in `changes` was pruned: its id and origin. What is cached of the owner was made
+    # from this state, unless `changes` has a newer one.
+    _add(db, "owners", head="TEXT")
+    db.execute("DROP TRIGGER IF EXISTS changes_kept")
+    db.execute(
+        "CREATE TRIGGER changes_kept AFTER INSERT ON changes WHEN NEW.id % 1000 = 0 BEGIN "
+        "UPDATE owners SET head = gone.id || '.' || gone.origin FROM (SELECT no >> 32 AS owner, max(id) AS id, origin "
+        "FROM changes WHERE id <= NEW.id - 10000 GROUP BY no >> 32) AS gone WHERE gone.owner = owners.id; "
+        "DELETE FROM changes WHERE id <= NEW.id - 10000; END"
+    )
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _m001_tables,
     _m002_working_memory,
@@ -257,6 +270,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _m010_versions,
     _m011_transfer,
     _m012_in_any_order,
+    _m013_heads,
 )
 
 

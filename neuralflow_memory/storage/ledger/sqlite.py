@@ -11,6 +11,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,6 +28,7 @@ from ...protocols import (
     Loaded,
     Moved,
     Namespace,
+    Noted,
     OnConflict,
     Record,
     Restored,
@@ -133,28 +135,39 @@ class SqliteLedger:
         """A number that is another one once anybody has written, also in another process."""
         return self._db.data_version()
 
-    def changes(self, after: int | None) -> tuple[list[Change] | None, int]:
-        """What other processes have changed since *after*, and the number to ask with next time; with None only that.
+    def changes(self, after: int | None) -> tuple[list[Change] | None, list[Noted], int]:
+        """What other processes have changed since *after*, everything that was noted since then, and the newest number.
 
-        None: that was so long ago that anything may have changed.
+        None: that was so long ago that anything may have changed. With *after* None only the newest number.
         """
         if after is None:
             with self._db.read() as db:
-                return [], db.execute("SELECT coalesce(max(id), 0) FROM changes").fetchone()[0]
+                return [], [], db.execute("SELECT coalesce(max(id), 0) FROM changes").fetchone()[0]
         rows = self._db.changes(after)
         if not rows:
-            return [], after
+            return [], [], after
         newest = rows[-1][0]
         if rows[0][0] > after + 1:  # those between were pruned
-            return None, newest
+            return None, [], newest
         found = []
         for _, number, session, origin in rows:
             if origin != self._db.origin:
                 owner = self._owner_named(number >> OWNER_SHIFT) if number else None
                 if number and owner is None:  # it is gone
-                    return None, newest
+                    return None, [], newest
                 found.append(Change(owner, 0 if number % (1 << OWNER_SHIFT) == 0 else number, session))
-        return found, newest
+        return found, list(starmap(Noted, rows)), newest
+
+    def head(self, owner: int, *, seen: int) -> tuple[int, int] | None:
+        """The last change of an owner, of those up to *seen*: its id and origin. None where it can't be told."""
+        low, high = owner << OWNER_SHIFT, (owner + 1) << OWNER_SHIFT
+        last = "SELECT id || '.' || origin FROM changes WHERE id <= ? AND no >= ? AND no < ? ORDER BY id DESC LIMIT 1"
+        with self._db.read() as db:
+            row = db.execute(
+                f"SELECT coalesce(({last}), (SELECT head FROM owners WHERE id = ?), '0.0')", (seen, low, high, owner)
+            ).fetchone()
+        id_, origin = map(int, row[0].split("."))
+        return (id_, origin) if id_ <= seen else None
 
     def _owner_named(self, number: int) -> tuple[str, str | None, str | None] | None:
         with self._db.read() as db:
@@ -778,6 +791,7 @@ class SqliteLedger:
                     value_key=self._value_key,
                     restore_deleted=restore_deleted,
                     forget_vectors=forget_vectors,
+                    origin=self._db.origin,
                     now=now,
                 )
                 failpoint("restore.applied")
@@ -973,6 +987,9 @@ class SqliteLedger:
             db.execute("DELETE FROM vectors")
             db.execute("DELETE FROM questions")
             db.execute("DELETE FROM models")
+            # What is cached of an owner may have been found by these vectors.
+            noted = f"SELECT id << {OWNER_SHIFT}, NULL, ? FROM owners"
+            db.execute(f"INSERT INTO changes (no, session, origin) {noted}", (self._db.origin,))
             vectors.mark_all(db)
 
     def mark_all(self) -> None:
