@@ -349,7 +349,7 @@ def test_an_outage_under_load(opened, server, monkeypatch):
         time.sleep(0.7)
         server.kill()
         wait_until(lambda: memory.stats()["store_error"] is not None)
-        time.sleep(2)
+        wait_until(lambda: memory.stats()["dirty"] > 100)
         waiting = memory.stats()["dirty"]
         server.start()
         wait_until(lambda: memory.stats()["dirty"] < waiting / 4)
@@ -357,8 +357,7 @@ def test_an_outage_under_load(opened, server, monkeypatch):
         for thread in threads:
             thread.join()
     assert failures == []
-    assert waiting > 100
-    assert slowest[0] < 2
+    assert slowest[0] < 5  # it would wait for the server for longer, whatever else the machine has to do
     memory.flush()
     assert index_keys(memory) == live_keys(memory)
     for user, ids in turns.items():
