@@ -286,6 +286,8 @@ def taken_in(chat, text):
         lambda chat: chat.restore({**chat.snapshot(), "window": chat.snapshot()["window"][:1]}),
         lambda chat: chat.add("Everybody goes sailing", state={"a": 1}),
         lambda chat: taken_in(chat, "Everybody goes sailing"),
+        lambda chat: done(chat.entries.archive(known(chat).id)),
+        lambda chat: done(chat.memory.sweep().count("merge")),
     ],
 )
 @pytest.mark.parametrize("who", ["the same", "another process", "another session"])
@@ -623,6 +625,54 @@ def test_what_was_so_before_going_back_is_in_no_cache_any_more(memory):
     chat.restore(before)
     assert not in_ram(memory, "Ada grows carrots")
     assert found(chat.search("What does Ada grow?")) == ["Ada grows tomatoes"]
+
+
+def test_what_retention_deletes_is_in_no_cache_any_more(opened):
+    """Nor found; and brought back, it is found again."""
+    clock = ManualClock()
+    memory = opened(clock=clock, retention={"delete": True, "max_delete_share": 1})
+    chat = memory.session("chat", user_id="ada")
+    chat.remember("Ada grows tomatoes")
+    memory.flush()
+    for _ in range(2):
+        assert found(chat.search("tomatoes")) == ["Ada grows tomatoes"]
+    clock.advance(days=100)
+    assert in_ram(memory, "Ada grows tomatoes")
+    report = memory.sweep()
+    assert report.count("delete") == 1
+    assert not in_ram(memory, "Ada grows tomatoes")
+    assert [found(chat.search("tomatoes")) for _ in range(2)] == [[], []]
+    memory.undo(report.run)
+    assert [found(chat.search("tomatoes")) for _ in range(2)] == [["Ada grows tomatoes"]] * 2
+
+
+def test_what_a_damaged_block_hides_is_found_once_it_is_whole(opened):
+    """What was found without it is not kept, in a search and in a prompt."""
+    memory = opened(embedder="none", tiers={"lru_entries": 0})
+    chat = memory.session("chat", user_id="ada")
+    chat.remember("Ada grows tomatoes")
+    chat.entries.archive(known(chat).id)
+    (block,) = (memory.path / "archive").iterdir()
+    whole = block.read_bytes()
+    block.unlink()
+    memory._core.parts.archive._unpacked.clear()
+    assert found(chat.search("tomatoes")) == []
+    assert not any("tomatoes" in t for t in texts(chat.context("tomatoes").messages))
+    block.write_bytes(whole)
+    assert found(chat.search("tomatoes")) == ["Ada grows tomatoes"]
+    assert any("tomatoes" in t for t in texts(chat.context("tomatoes").messages))
+
+
+def test_a_prompt_from_the_cache_is_a_use_of_what_it_quotes(memory):
+    """So that what is asked for again and again does not become cold."""
+    chat = memory.session("chat", user_id="ada")
+    chat.remember("Ada grows tomatoes")
+    memory.flush()
+    number = known(chat).number
+    for uses in range(1, 5):
+        chat.context("Who grows tomatoes?")
+        assert memory._core.parts._uses[number][0] == uses
+    assert results(memory)["hits"] == 3
 
 
 def test_nothing_cached_before_a_restore_is_used_after_it(opened, beside, tmp_path):

@@ -3,6 +3,7 @@
 import os
 import tempfile
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from redis_server import RedisServer
 
 import neuralflow_memory.settings as settings_module
-from neuralflow_memory import ConflictError, Extraction, Finding, Memory, MemoryType, Message, Settings
+from neuralflow_memory import ConflictError, Extraction, Finding, Memory, MemoryType, Message, NotFound, Settings
 from neuralflow_memory.testing import HashingEmbedder, ManualClock
 
 IDS = st.sampled_from([f"t{n}" for n in range(6)])
@@ -52,8 +53,11 @@ class Stack(RuleBasedStateMachine):
             Stack.server.client().flushall()
             self.cached["redis"] = {"url": Stack.server.url}
         self.plain = {"context": {"cache_size": 0}, "tiers": {"lru_entries": 0}}
+        for options in (self.cached, self.plain):
+            options["tiers"] |= {"warm_tier_max_age_days": 0.5}
+            options["retention"] = {"delete": True, "retention_days": 1.5, "max_delete_share": 1}
         self.memories = [self.open(options) for options in (self.cached, self.cached, self.plain)]
-        self.backups, self.snapshots, self.exports = [], [], []
+        self.backups, self.snapshots, self.exports, self.sweeps = [], [], [], []
 
     def open(self, options):
         """A core of its own, as another process has it."""
@@ -106,6 +110,22 @@ class Stack(RuleBasedStateMachine):
         if changed:
             entry = data.draw(st.sampled_from(changed))
             chat.entries.restore(entry.key, data.draw(st.integers(1, entry.version - 1)))
+
+    @rule(process=PROCESS, user=USERS, role=st.sampled_from(["user", "assistant", None]))
+    def archive(self, process, user, role):
+        self.chat(process, user).entries.archive(filter={"role": role})
+
+    @rule(process=PROCESS)
+    def sweep(self, process):
+        report = self.memories[process].sweep()
+        if report.count("delete"):
+            self.sweeps.append(report.run)
+
+    @precondition(lambda self: self.sweeps)
+    @rule(process=PROCESS)
+    def undo(self, process):
+        with suppress(NotFound):  # of before a restore
+            self.memories[process].undo(self.sweeps.pop())
 
     @rule(process=PROCESS, user=USERS, by=st.sampled_from(["hour", "day", "session"]))
     def episodes(self, process, user, by):

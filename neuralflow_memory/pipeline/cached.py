@@ -134,12 +134,14 @@ class Hot:
                 self.entries.clear()
                 self.results.clear()
             changed: dict[int, set[int]] = {}
+            last: dict[int, tuple[int, int]] = {}
             for row in rows or ():
                 numbers = changed.setdefault(row.number >> 32, set())
                 if row.session is not None or not row.number & _LOW:  # else it has a vector now, and is as it was
                     numbers.add(row.number)
-                self._note(row.number >> 32, (row.id, row.origin))
+                last[row.number >> 32] = row.id, row.origin
             for owner, numbers in changed.items():
+                self._note(owner, last[owner])
                 whole = owner << 32 in numbers  # a window, or all
                 self.entries.drop(owner, None if whole else numbers)
                 self.results.drop(owner)
