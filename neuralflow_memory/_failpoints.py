@@ -36,6 +36,17 @@ MOVING = (
 )
 """Those of import, backup and restore, which have tests of their own."""
 
+REINDEXING = (
+    "reindex.embedded",
+    "reindex.saved",
+    "reindex.built",
+    "reindex.compared",
+    "reindex.applied",
+    "reindex.committed",
+    "reindex.cleared",
+)
+"""Those of taking up another embedding model, likewise."""
+
 hook: Callable[[str], None] | None = None
 """Set by tests; called with the name of each failpoint that is passed."""
 

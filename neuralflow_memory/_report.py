@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
-from .types import Candidate, CompactionReport, Context, Move, SweepReport
+from .types import Candidate, CompactionReport, Context, Move, ReindexReport, SweepReport
 
 _LOOKS = {
     "system": ("system", "▒", "#b05cc6"),
@@ -284,6 +284,32 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def reindexing(report: ReindexReport) -> str:
+    """What `str()` of a reindex report shows."""
+    if report.previous is None:
+        return f"{report.model}: {report.entries:,} entries"
+    lines = [
+        f"{report.previous} -> {report.model}: {report.entries:,} entries, {report.embedded:,} texts embedded now"
+        + (f", {report.failed:,} could not be" if report.failed else "")
+    ]
+    if report.overlap is not None:
+        lines.append(
+            f"of the first ten hits for {len(report.samples):,} samples, {report.overlap:.0%} are the same with both models"
+        )
+    if report.answered_before is not None and report.answered_after is not None:
+        lines.append(
+            f"the next turn of a sample is among its hits for {report.answered_before:.0%} before, "
+            f"{report.answered_after:.0%} after"
+        )
+    lines += [f"  {share:4.0%}  {_printable(text)[:80]}" for text, share in sorted(report.samples, key=_least)[:3]]
+    lines.append("switched" if report.switched else "not switched: the model before is in use")
+    return "\n".join(lines)
+
+
+def _least(sample: tuple[str, float]) -> float:
+    return sample[1]
+
+
 def as_html(context: Context) -> str:
     """The same as an HTML fragment for notebooks: no ids, no scripts, inline styles, for light and dark pages."""
     filled, more, found = [s for s in shares(context) if s.tokens], details(context), rows(context)
@@ -332,6 +358,7 @@ __all__ = [
     "compaction",
     "details",
     "move_rows",
+    "reindexing",
     "rows",
     "shares",
     "shortened",

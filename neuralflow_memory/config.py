@@ -263,6 +263,15 @@ class Gemini(_Section):
     )
 
 
+class Knowledge(_Section):
+    """What becomes of knowledge when an extractor finds more."""
+
+    supersede: Literal["nothing", "found", "any"] = Field(
+        default="nothing",
+        description="what the extractor's model may let a new fact supersede: nothing; 'found', facts that it found; 'any', also what was told",
+    )
+
+
 class Chroma(_Section):
     """Where the vector index is: in the folder, on a Chroma server, or in Chroma Cloud."""
 
@@ -346,6 +355,7 @@ class Settings(_Section):
     redis: Redis = Redis()
     ranking: Ranking = Ranking()
     embedder: Embedding = Embedding()
+    knowledge: Knowledge = Knowledge()
     gemini: Gemini = Gemini()
     chroma: Chroma = Chroma()
 
@@ -383,6 +393,7 @@ __all__ = [
     "Embedding",
     "Gemini",
     "Keep",
+    "Knowledge",
     "Prompt",
     "Pruning",
     "Ranking",

@@ -7,24 +7,26 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from ._offload import Workers
-from .errors import ForkedError, IndexingError, StorageError
+from .errors import ForkedError, IndexingError, ModelMismatch, StorageError
 from .pipeline.backup import ready
 from .pipeline.compact import compact
 from .pipeline.export import Progress
 from .pipeline.extract import MOST_ATTEMPTS, extract
 from .pipeline.index import BATCH, PARKED, index_batch
 from .pipeline.parts import Parts
+from .pipeline.reindex import Sample, adopted, built, cleared, counted, switched
 from .pipeline.states import cleanup
 from .pipeline.sweep import last_sweep, sweep
 from .protocols import EntryStore, Lock
-from .types import RestoreReport, Scope, SweepReport
+from .types import ReindexReport, RestoreReport, Scope, SweepReport
 
 _STORAGE_WORKERS = 4  # places at a time; see _offload
 _FOLDERS = 4  # folds at a time: one that waits for a slow model must not hold up the others
@@ -202,7 +204,7 @@ class Core:
         return True
 
     def _to_let_go(self) -> bool:
-        if self.parts.model_id is not None:
+        if self.parts.model is not None:
             return False
         nobody = self._wanted.take()
         self._wanted.release()
@@ -277,7 +279,7 @@ class Core:
 
     def _pass(self) -> float:
         """One batch; how long to wait before the next, in seconds."""
-        store = self.parts.store
+        parts, store = self.parts, self.parts.store
         assert store is not None
         done = 0
         try:
@@ -286,6 +288,10 @@ class Core:
             if store.down is None:
                 self._failures = 0
         except Exception as error:  # nothing is lost: the marks stay, and are tried again
+            if isinstance(error, ModelMismatch):
+                with parts.embedding:
+                    if parts.model_id == error.given:
+                        parts.model, parts.outdated = None, True  # it is for others to embed
             self._failures += 1
             self._failure = error
             self._note("indexing", error)
@@ -438,16 +444,27 @@ class Core:
 
     # -- waiting and closing
 
-    def flush(self) -> None:
-        while self._folding and not self.parts.closing:
+    def flush(self, *, progress: Progress | None = None, written_by: float | None = None) -> None:
+        """Wait until all is indexed and folded, or only until that is indexed which was there at a time.
+
+        *progress* is told how many of all entries are indexed.
+        """
+        ledger = self.parts.ledger
+        while self._folding and not self.parts.closing and written_by is None:
             self._moved.wait(0.05)
         if self._open_store is None:
             return
         self._failures = 0
         left, since = -1, time.monotonic()
-        while self._due() is not None or not self._checked:
+        total = 0 if progress is None else ledger.totals(parked_at=PARKED)["entries"]
+
+        def left_to_do() -> bool:
+            due = self._due() is not None
+            return due and (written_by is None or ledger.waiting(parked_at=PARKED, marked_by=written_by) > 0)
+
+        while left_to_do() or not self._checked:
             if not self._lock.held:
-                before, left = left, self.parts.ledger.waiting(parked_at=PARKED)
+                before, left = left, ledger.waiting(parked_at=PARKED)
                 since = since if left == before else time.monotonic()
                 if time.monotonic() > since + _STALLED:
                     raise IndexingError(
@@ -461,9 +478,13 @@ class Core:
                     "in the ledger: mend the cause and call flush() again",
                     path=str(self.parts.settings.path),
                 ) from self._failure
+            if progress is not None:
+                progress(max(total - ledger.waiting(parked_at=PARKED), 0), total)
             self._wake.give()
             self._hurry.give()
             self._moved.wait(0.05)
+        if progress is not None:
+            progress(total, total)
 
     def ready(self) -> None:
         with self._loading, self._reranking:
@@ -474,7 +495,7 @@ class Core:
         while not self._checked and not self.parts.closing:
             time.sleep(0.01)
 
-    def reindex(self) -> None:
+    def reindex(self, *, progress: Progress | None = None) -> ReindexReport:
         parts = self.parts
         parts.ledger.retry_parked()
         if self._open_store is not None and parts.model_id is not None:
@@ -490,9 +511,32 @@ class Core:
         for _ in range(_TRIES_BEFORE_RAISING):
             if parts.ledger.collection == _TO_BE_MADE_ANEW:
                 parts.ledger.mark_all()  # anew, if a batch was under way that has not seen it
-            self.flush()
+            self.flush(progress=progress)
             if parts.ledger.collection != _TO_BE_MADE_ANEW:
                 break
+        return counted(parts, parts.model)
+
+    def take_up(
+        self, given: Any, *, progress: Progress | None, samples: int | Sequence[Sample], switch: bool
+    ) -> ReindexReport:
+        """Reindex with another embedding model, see `Memory.reindex`."""
+        parts = self.parts
+        with parts.exclusive("reindex"):
+            using = parts.choose(given)
+            if not adopted(parts, using):
+                report = built(parts, using, progress=progress, samples=samples)
+                if not switch:
+                    return report
+                # Nobody here embeds or indexes with the old one meanwhile.
+                with self._indexing, parts.embedding:
+                    switched(parts, using)
+            else:
+                report = counted(parts, using)
+            parts.chosen(given)
+            self._astray = True
+            cleared(parts)
+        self.flush(progress=progress, written_by=time.time())  # others may never stop writing
+        return replace(report, switched=True)
 
     def restore(
         self, path: str | os.PathLike[str], *, restore_deleted: bool, progress: Progress | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +13,7 @@ from uuid import uuid4
 from ._offload import Workers, offload
 from .config import Settings
 from .core import Core
-from .errors import ArchiveError, ClosedError, StorageError
+from .errors import ArchiveError, ClosedError, QueryError, StorageError, brief
 from .pipeline import archive, cached, sweep
 from .pipeline.backup import backup
 from .pipeline.export import Progress, export
@@ -21,11 +21,21 @@ from .pipeline.import_ import import_
 from .pipeline.index import PARKED
 from .pipeline.ingest import Messages, listed
 from .pipeline.parts import Parts
-from .protocols import EntryStore
+from .pipeline.reindex import Sample
+from .protocols import Embedder, EntryStore
 from .rules.budget import prompt_tokens
 from .rules.states import StateRules, as_rules
 from .session import Session
-from .types import BackupReport, ExportReport, ImportReport, RestoreReport, Scope, SessionInfo, SweepReport
+from .types import (
+    BackupReport,
+    ExportReport,
+    ImportReport,
+    ReindexReport,
+    RestoreReport,
+    Scope,
+    SessionInfo,
+    SweepReport,
+)
 from .values import Values
 
 
@@ -149,6 +159,7 @@ class Memory:
             "extractor_calls",
             "extractor_failures",
             "extracted",
+            "superseded",
             "search_without_vectors",
             "search_without_reranker",
             "facts_kept",
@@ -189,10 +200,42 @@ class Memory:
         self._ready_parts()
         self._core.ready()
 
-    def reindex(self) -> None:
-        """Build the vector index anew from the ledger, without embedding anything again; parked entries get a new chance."""
+    def reindex(
+        self,
+        embedder: str | Embedder | None = None,
+        *,
+        progress: Progress | None = None,
+        samples: int | Sequence[str | tuple[Session, str]] = 50,
+        switch: bool = True,
+    ) -> ReindexReport:
+        """Build the vector index anew: from the vectors there are, or with another embedding model.
+
+        Without *embedder* nothing is embedded again, and parked entries get a new chance. With it, its vectors are made beside
+        those in use, while everybody goes on searching and writing with these; then both are asked sample questions, and the
+        new one is taken up in one transaction. Cut short anywhere, another call goes on where it stopped.
+
+        Other processes that have the folder open search by words from then on, with a warning, until they open it again with
+        the new model or call this with it.
+
+        Args:
+            embedder: A model's name, or an `Embedder` whose `model_id` is not the one in use.
+            progress: Called now and then with how many entries the new model has embedded, and of how many; then, from the start
+                again, with how many the index has.
+            samples: Questions to compare by, each asked in the scope of a session, or in that of whoever has the most entries;
+                or how many to take from the chats of the largest users.
+            switch: False to build and to compare only; another call then has nothing to embed but what is new.
+
+        Raises:
+            ConfigError: This memory is open without an embedding model; open it with the new one.
+            ModelMismatch: Another process has taken up a third model meanwhile; open it again.
+            EmbeddingError: The new model failed; the old one is still in use. What else it raises is raised as it is.
+            IndexingError: The vector index can't be brought up to date; nothing is lost.
+        """
         self._ready_parts()
-        self._core.reindex()
+        if embedder is None:
+            return self._core.reindex(progress=progress)
+        given = samples if isinstance(samples, int) else [_sample(s) for s in samples]
+        return self._core.take_up(embedder, progress=progress, samples=given, switch=switch)
 
     def export(
         self,
@@ -329,8 +372,8 @@ class Memory:
     asessions = offload(sessions)
     acount_tokens = offload(count_tokens)
     astats = offload(stats)
-    areindex = offload(reindex)
     # They may last, and must not hold a storage worker.
+    areindex = offload(reindex, workers="_patient_workers")
     aexport = offload(export, workers="_patient_workers")
     aimport_ = offload(import_, workers="_patient_workers")
     abackup = offload(backup, workers="_patient_workers")
@@ -375,6 +418,14 @@ class Memory:
 
     def __repr__(self) -> str:
         return f"Memory({str(self.path)!r})"
+
+
+def _sample(given: str | tuple[Session, str]) -> Sample:
+    """A question to compare by, with the scope that it is asked in."""
+    scope, question = (None, given) if isinstance(given, str) else (given[0].scope, given[1])
+    if not isinstance(question, str) or not question.strip():
+        raise QueryError(f"a sample is a question, or a session and a question, not {brief(given)}")
+    return scope, question
 
 
 def _index_state(store: EntryStore | None) -> dict[str, Any]:

@@ -82,7 +82,12 @@ class Summarizer(Protocol):
 
 @runtime_checkable
 class Extractor(Protocol):
-    """Finds knowledge in a conversation that is worth keeping beyond it."""
+    """Finds knowledge in a conversation that is worth keeping beyond it.
+
+    With `knowledge.supersede` it also has `supersede(new: Sequence[Entry], known: Sequence[Entry]) -> Superseding`, which says which
+    of the facts *known* don't hold any more because of *new* ones; it raises `ExtractionError` rather than say none because it
+    failed.
+    """
 
     name: str
 
@@ -1026,15 +1031,52 @@ class Ledger(Protocol):
         ...
 
     def models(self) -> list[tuple[str, int]]:
-        """Names and dimensions of the models whose vectors are kept here."""
+        """Name and dimensions of the model whose vectors are in use here; none before the first vector."""
         ...
 
-    def forget_models(self) -> None:
-        """Drop all vectors and what is known of their models, and mark every entry as changed."""
+    def forget_models(self, *, keep: str) -> None:
+        """Drop all vectors and what is known of their models, and mark every entry as changed.
+
+        But those of *keep*, if it was being taken up: then it is the one in use.
+        """
         ...
 
-    def mark_all(self) -> None:
-        """Mark every entry as changed: the vector index is to be rebuilt, from the vectors that are kept here."""
+    def next_model(self, name: str, *, dimensions: int | None = None) -> tuple[int, int] | None:
+        """Number and dimensions of the model *name*, which is being taken up; None while it has no vectors.
+
+        With *dimensions* it is made known; what another has left, which was not taken up after all, is to be cleared before.
+        """
+        ...
+
+    def unembedded(self, model: int, *, after: int, limit: int) -> list[int]:
+        """Numbers above *after*, in order, of entries of all owners that have words and no vector by a model."""
+        ...
+
+    def embedded(self, model: int) -> tuple[int, int]:
+        """How many entries of all owners have a vector by a model, and how many have words, and so are to have one."""
+        ...
+
+    def switch_model(self, before: str, after: str) -> None:
+        """Take up the model *after* in the place of *before*, and mark every entry as changed.
+
+        What anybody has in RAM is read anew. The vectors of *before* stay until they are cleared; nobody asks for them any more.
+        Raises `ModelMismatch` when *before* is not in use.
+        """
+        ...
+
+    def clear_vectors(self, *, keep: str | None = None, limit: int = 500) -> bool:
+        """Delete some of the vectors that are neither of the model in use nor of *keep*; whether none is left."""
+        ...
+
+    def largest_owners(self, limit: int) -> list[Scope]:
+        """The owners with the most entries, ever; a userless one as the scope of its session."""
+        ...
+
+    def mark_all(self, *, again: bool = True) -> None:
+        """Mark every entry as changed: the vector index is to be rebuilt, from the vectors that are kept here.
+
+        With *again* False those that are marked stay as they are, also since when.
+        """
         ...
 
     def vectors(self, owner: int, model: int, numbers: Sequence[int] | None = None) -> list[tuple[int, bytes]]:
@@ -1089,8 +1131,8 @@ class Ledger(Protocol):
         """When the earliest mark is due, None when nothing is marked; with *gone* only deleted entries' count."""
         ...
 
-    def waiting(self, *, parked_at: int) -> int:
-        """How many marks are there, without those that are parked."""
+    def waiting(self, *, parked_at: int, marked_by: float | None = None) -> int:
+        """How many marks are there, without those that are parked; or those made until a time (seconds since 1970)."""
         ...
 
     def expired_values(self, *, now: int) -> list[tuple[Scope, int]]:

@@ -29,7 +29,7 @@ from .models.prompted import as_extractor, as_summarizer
 from .models.tokens import token_counter
 from .pipeline.backup import SCRATCH
 from .pipeline.cached import Hot
-from .pipeline.parts import Parts, recorded
+from .pipeline.parts import EmbeddingModel, Parts, recorded
 from .pipeline.resident import Residents
 from .protocols import (
     AccessPolicy,
@@ -170,6 +170,7 @@ def open_memory(
 
             core = _open(settings, parts, release=closed)
             opened = _opened[key] = _Opened(core, settings, parts, 0)
+            core.parts.chosen = partial(_take_up, opened)
         else:
             _same(opened, settings, parts)
         opened.handles += 1
@@ -301,6 +302,12 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
         clock = given["clock"] or _utc_now
         summarizer = _summarizer(given["summarizer"], settings)
         extractor = _extractor(given.get("extractor"), settings)
+        silent = extractor is not None and not callable(getattr(extractor, "supersede", None))
+        if silent and settings.knowledge.supersede != "nothing":
+            raise ConfigError(
+                'knowledge.supersede needs an extractor that says what facts replace: "gemini", a LangChain or LlamaIndex model, a '
+                "function from text to text, or an object that has supersede(new, known) as well"
+            )
         for model in (summarizer, extractor):
             if settings.gemini.spend_cap is not None and not getattr(model, "priced", True):
                 raise ConfigError(
@@ -310,14 +317,13 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
                 )
         residents = Residents(ledger, max_bytes=settings.ram_mb * _MB, clock=clock, model_id=model_id)
         reranker = None if given["reranker"] is None else as_reranker(given["reranker"])
-        hot = _hot(settings, ledger, model_id, given, seen=residents.seen)
+        hot = _hot(settings, ledger, given, seen=residents.seen)
         residents.moved = hot.moved
         parts = Parts(
             settings=settings,
             ledger=ledger,
             store=store,
-            embedder=embedder,
-            model_id=model_id,
+            model=None if embedder is None else EmbeddingModel(embedder, _model_id(embedder)),
             counter=counter,
             summarizer=summarizer or floor,
             floor=floor,
@@ -338,6 +344,7 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
         locks.release()
         release()
         raise
+    parts.choose = partial(_choose, settings)
     parts.exclusive = partial(locks.hold, given_up=lambda: parts.closing)
     parts.sole = locks.sole
 
@@ -396,6 +403,31 @@ def _embedder(settings: Settings) -> Embedder | None:
     return SentenceTransformerEmbedder(model=options.model, device=options.device)
 
 
+def _choose(settings: Settings, given: Any) -> EmbeddingModel:
+    """The embedding model that is to be taken up: by name, otherwise as it is configured, or an embedder."""
+    if isinstance(given, str):
+        settings = _with_model(settings, given)
+        embedder = _embedder(settings)
+        if embedder is None:
+            raise ConfigError(f"there is no embedding model {given!r} to reindex with; name one, or pass an embedder")
+    else:
+        _check_parts({"embedder": given})
+        embedder = given
+    return EmbeddingModel(embedder, _model_id(embedder))
+
+
+def _take_up(opened: _Opened, given: Any) -> None:
+    """From now on the folder is open with another embedding model."""
+    if isinstance(given, str):
+        opened.settings = _with_model(opened.settings, given)
+        opened.core.parts.settings = opened.settings
+    opened.parts = {**opened.parts, "embedder": None if isinstance(given, str) else given}
+
+
+def _with_model(settings: Settings, name: str) -> Settings:
+    return settings.model_copy(update={"embedder": settings.embedder.model_copy(update={"model": name})})
+
+
 def _model_id(embedder: Any) -> str:
     for name in ("model_id", "model_name", "model"):
         value = getattr(embedder, name, None)
@@ -409,11 +441,12 @@ def _check_model(ledger: Ledger, model_id: str, *, on_change: str) -> None:
     if not stored or model_id in stored:
         return
     if on_change == "reindex":
-        ledger.forget_models()
+        ledger.forget_models(keep=model_id)
         return
     raise ModelMismatch(
-        f"this folder was indexed with {stored[0]!r} and is opened with {model_id!r}; open it with the same model, or with "
-        "embedder={'on_change': 'reindex', ...} to embed everything again with the new one",
+        f"this folder was indexed with {stored[0]!r} and is opened with {model_id!r}; open it with the same model (and change "
+        "it by reindex(embedder=...), while search goes on), or with embedder={'on_change': 'reindex', ...} to embed everything "
+        "again with the new one",
         stored=stored[0],
         given=model_id,
     )
@@ -449,7 +482,7 @@ def _gemini(options: Gemini) -> GeminiSummarizer:
     )
 
 
-def _hot(settings: Settings, ledger: Ledger, model_id: str | None, given: Mapping[str, Any], *, seen: int) -> Hot:
+def _hot(settings: Settings, ledger: Ledger, given: Mapping[str, Any], *, seen: int) -> Hot:
     """The caches: RAM, and what several processes share."""
     from importlib.metadata import version
 
@@ -464,7 +497,6 @@ def _hot(settings: Settings, ledger: Ledger, model_id: str | None, given: Mappin
         "version": version("neuralflow-memory"),
         "lexical": _lexical_version(),
         "ranking": settings.ranking.model_dump(),
-        "embedder": model_id,
         # One that has no name may be another one in each process.
         "reranker": reranker if reranker is None or isinstance(reranker, str) else secrets.token_hex(16),
     }

@@ -376,6 +376,19 @@ class Extraction:
 
 
 @dataclass(frozen=True, slots=True)
+class Superseding:
+    """Which known facts new ones take the place of, and what it took to say so, as in `Summary`.
+
+    `pairs`: the row of a new fact and that of a known one, as they were given; none if nothing is replaced.
+    """
+
+    pairs: tuple[tuple[int, int], ...] = ()
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class CompactionReport:
     """What a call of `compact` did.
 
@@ -519,6 +532,39 @@ class RestoreReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ReindexReport:
+    """What `Memory.reindex` did, and how the hits of two embedding models compare.
+
+    Attributes:
+        model: The embedding model that the index is for; `previous`: the one before, None if it is the same.
+        entries: How many entries have words, and so a vector.
+        embedded: How many texts were embedded in this call; the others were known.
+        failed: How many could not be embedded by themselves. They are found by words, and tried again by the indexer.
+        samples: The questions that were asked with both models, and which share of the first ten hits both have, 0..1.
+        overlap: The mean of these shares; None where nothing was compared.
+        answered_before: Of sample turns taken from the chats, the share whose next turn, which mostly answers it, is among the
+            first ten hits with the previous model; `answered_after`, with the new one. None without such samples.
+        switched: Whether the new model is in use now.
+    """
+
+    model: str | None
+    previous: str | None
+    entries: int
+    embedded: int = 0
+    failed: int = 0
+    samples: tuple[tuple[str, float], ...] = ()
+    overlap: float | None = None
+    answered_before: float | None = None
+    answered_after: float | None = None
+    switched: bool = False
+
+    def __str__(self) -> str:
+        from ._report import reindexing
+
+        return reindexing(self)
+
+
+@dataclass(frozen=True, slots=True)
 class Merged:
     """Knowledge that was merged, or is to be: the ids of what is kept and of what went into it.
 
@@ -633,6 +679,7 @@ __all__ = [
     "Merged",
     "Message",
     "Move",
+    "ReindexReport",
     "RestoreReport",
     "Role",
     "Scope",
@@ -640,6 +687,7 @@ __all__ = [
     "StateDiff",
     "StateVersion",
     "Summary",
+    "Superseding",
     "SweepReport",
     "ToolCall",
     "Value",

@@ -30,7 +30,7 @@ from neuralflow_memory.types import Candidate, Context, Message, SessionInfo
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ["add", "backup", "bench", "chat", "context", "demo", "doctor", "eval", "export", "fit", "import"]
-COMMANDS += ["restore", "search", "sessions", "stats", "sweep"]
+COMMANDS += ["reindex", "restore", "search", "sessions", "stats", "sweep"]
 
 LINES = [
     {"session_id": "garden", "user_id": "ada", "role": "user", "content": "The beans go by the south wall."},

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from redis_server import RedisServer
 
 import neuralflow_memory._failpoints as failpoints
-from neuralflow_memory import MemoryType, Message, NotFound, open_memory
+from neuralflow_memory import MemoryType, Message, ModelMismatch, NotFound, open_memory
 from neuralflow_memory.testing import HashingEmbedder, ManualClock
 
 IDS = st.sampled_from([f"t{n}" for n in range(14)])
@@ -85,6 +85,8 @@ class Life(RuleBasedStateMachine):
         self.saved = None
         """What all that was when it was backed up."""
         self.words = 0
+        self.dimensions = 256
+        """Of the embedding model in use."""
         self.collection = f"life-{next(COLLECTIONS)}"
         self.open()
 
@@ -96,11 +98,14 @@ class Life(RuleBasedStateMachine):
             options["redis"] = {"url": self.redis.url}
         self.memory = open_memory(
             f"{self.folder.name}/memory",
-            embedder=options.pop("embedder")(),
+            embedder=self.embedder(options.pop("embedder")),
             clock=self.clock,
             pruning={"max_context_items": 1, "summarization_threshold": 2},
             **options,
         )
+
+    def embedder(self, kind):
+        return kind(dimensions=self.dimensions) if kind is HashingEmbedder else kind()
 
     def teardown(self):
         failpoints.hook = None
@@ -203,8 +208,9 @@ class Life(RuleBasedStateMachine):
         shutil.rmtree(f"{self.folder.name}/backup", ignore_errors=True)
         assert self.memory.backup(f"{self.folder.name}/backup").damaged == {}
         self.saved = deepcopy((self.turns, self.facts, self.gone, self.before))
+        self.saved_with = self.dimensions
 
-    @precondition(lambda self: self.saved is not None)
+    @precondition(lambda self: self.saved is not None and self.saved_with == self.dimensions)
     @rule()
     def go_back(self):
         assert self.memory.restore(f"{self.folder.name}/backup", restore_deleted=True).damaged == {}
@@ -219,6 +225,13 @@ class Life(RuleBasedStateMachine):
                 entries = memory.session("chat", user_id=user).entries
                 kinds = [MemoryType.SHORT_TERM, MemoryType.LONG_TERM]
                 assert {e.id: e.content for e in entries.list(types=kinds)} == self.turns[user] | self.facts[user]
+
+    @precondition(lambda self: "words only" not in self.stack)
+    @rule(dimensions=st.sampled_from([128, 256]))
+    def take_up_another_model(self, dimensions):
+        self.dimensions = dimensions
+        assert self.memory.reindex(HashingEmbedder(dimensions=dimensions), samples=2).switched
+        assert index_keys(self.memory) == live_keys(self.memory)
 
     @rule(days=st.sampled_from([1, 6, 25, 40]))
     def wait(self, days):
@@ -279,6 +292,18 @@ class Life(RuleBasedStateMachine):
     @rule(at=st.tuples(st.sampled_from(SWEEPING), st.integers(1, 3)))
     def crash_while_sweeping(self, at):
         self.cut(at, self.memory.sweep)
+
+    @precondition(lambda self: "words only" not in self.stack)
+    @rule(
+        dimensions=st.sampled_from([128, 256]),
+        at=st.tuples(st.sampled_from(failpoints.REINDEXING), st.integers(1, 2)),
+    )
+    def crash_while_taking_up_another_model(self, dimensions, at):
+        try:
+            self.cut(at, lambda: self.memory.reindex(HashingEmbedder(dimensions=dimensions), samples=2))
+        except ModelMismatch:  # it is in use
+            self.dimensions = dimensions
+            self.open()
 
     @rule(
         data=st.data(),

@@ -20,6 +20,7 @@ from . import (
     fitting,
     importing,
     overview,
+    reindexing,
     render,
     saving,
     sweeping,
@@ -60,6 +61,7 @@ app.command()(saving.export)
 app.command("import")(importing.import_)
 app.command()(saving.backup)
 app.command()(saving.restore)
+app.command()(reindexing.reindex)
 app.command("eval")(evaluating.eval_)
 app.command()(fitting.fit)
 app.command()(benchmarking.bench)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, ExtractionError, MissingDependency, SummarizerError
-from ..types import Extraction, Message, Summary
-from . import extraction
+from ..types import Entry, Extraction, Message, Summary, Superseding
+from . import extraction, superseding
 from .prompt import checked, instruction, transcript
-from .prompted import read_findings, usage
+from .prompted import read_findings, read_pairs, usage
 
 try:
     import google.auth.credentials
@@ -147,6 +147,24 @@ class GeminiSummarizer:
         except SummarizerError as e:
             raise ExtractionError(str(e), **usage(e)) from e
         return read_findings(self.name, answer, messages)
+
+    def supersede(self, new: Sequence[Entry], known: Sequence[Entry]) -> Superseding:
+        """Return which of the facts *known* don't hold any more because of *new* ones, with what it cost.
+
+        Raises:
+            ExtractionError: As `summarize` raises; or an answer that can't be read, or names facts that it was not given.
+        """
+        try:
+            answer = self._answer(
+                superseding.PROMPT,
+                superseding.material(new, known),
+                max_output_tokens=superseding.MOST_TOKENS + _ROOM,
+                response_mime_type="application/json",
+                response_json_schema=superseding.SCHEMA,
+            )
+        except SummarizerError as e:
+            raise ExtractionError(str(e), **usage(e)) from e
+        return read_pairs(self.name, answer, new, known)
 
     def _answer(self, system: str, contents: str, **options: Any) -> Summary:
         config = types.GenerateContentConfig(

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 from ..errors import ConfigError, ExtractionError, SummarizerError, brief
 from ..protocols import Extractor, Summarizer
-from ..types import Extraction, Message, Summary
-from . import extraction
+from ..types import Entry, Extraction, Message, Summary, Superseding
+from . import extraction, superseding
 from .prompt import checked, instruction, transcript
 
 _UNFINISHED = {"length", "max_tokens", "max_output_tokens", "content_filter", "safety", "refusal"}
@@ -71,6 +71,18 @@ class PromptedSummarizer:
             raise ExtractionError(str(e), **usage(e)) from e
         return read_findings(self._called, answer, messages)
 
+    def supersede(self, new: Sequence[Entry], known: Sequence[Entry]) -> Superseding:
+        """Return which of the facts *known* don't hold any more because of *new* ones, with the tokens that it took.
+
+        Raises:
+            ExtractionError: Whatever the model raised, or an answer that is cut off, or names facts that it was not given.
+        """
+        try:
+            answer = self._answer(superseding.PROMPT, superseding.material(new, known), what="answer")
+        except SummarizerError as e:
+            raise ExtractionError(str(e), **usage(e)) from e
+        return read_pairs(self._called, answer, new, known)
+
     def _answer(self, system: str, user: str, *, what: str) -> Summary:
         try:
             answer = self._ask(system, user)
@@ -107,7 +119,11 @@ def as_extractor(thing: Any) -> Extractor:
     """
     if not isinstance(thing, type) and callable(getattr(thing, "extract", None)) and not _is_async(thing.extract):
         named = isinstance(getattr(thing, "name", None), str) and thing.name
-        return cast("Extractor", thing) if named else _NamedExtractor(_called(thing), thing.extract)
+        return (
+            cast("Extractor", thing)
+            if named
+            else _NamedExtractor(_called(thing), thing.extract, getattr(thing, "supersede", None))
+        )
     try:
         return PromptedSummarizer(thing)
     except ConfigError:
@@ -126,6 +142,17 @@ def read_findings(name: str, answer: Summary, messages: Sequence[Message]) -> Ex
     return Extraction(facts, **usage(answer))
 
 
+def read_pairs(name: str, answer: Summary, new: Sequence[Entry], known: Sequence[Entry]) -> Superseding:
+    """What the model *name* says of facts; `ExtractionError` where that can't be read, or is about others."""
+    try:
+        found = superseding.pairs(answer.text, new=len(new), known=len(known))
+    except ValueError as e:
+        raise ExtractionError(
+            f"{name} returned nothing that can be read of what is replaced: {e}", **usage(answer)
+        ) from e
+    return Superseding(found, **usage(answer))
+
+
 def usage(taken: Summary | SummarizerError) -> dict[str, Any]:
     """What a call took, as fields of an `Extraction` and attributes of an `ExtractionError`."""
     return {name: getattr(taken, name) for name in ("input_tokens", "output_tokens", "cost")}
@@ -135,6 +162,7 @@ def usage(taken: Summary | SummarizerError) -> dict[str, Any]:
 class _NamedExtractor:
     name: str
     extract: Callable[..., Extraction]
+    supersede: Callable[..., Superseding] | None
 
 
 @dataclass(slots=True)
@@ -216,4 +244,4 @@ def _get(holder: Any, name: str) -> Any:
     return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
 
 
-__all__ = ["PromptedSummarizer", "as_extractor", "as_summarizer", "read_findings", "usage"]
+__all__ = ["PromptedSummarizer", "as_extractor", "as_summarizer", "read_findings", "read_pairs", "usage"]

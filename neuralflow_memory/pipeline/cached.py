@@ -90,7 +90,7 @@ class Hot:
         entries: Entries by number.
         results: What was found, by what was asked for.
         shared: What other processes see of that, too.
-        fingerprint: Names everything else that decides what is found: options, models, versions.
+        fingerprint: Names everything else that decides what is found: options, the reranker, versions.
         ttl: Seconds for which shared values are kept, at most.
     """
 
@@ -187,7 +187,7 @@ def place(parts: Parts, scope: Scope, *asked: Any) -> Place | None:
     if not hot.keeps_results:
         return None
     try:
-        key = json.dumps(asked, sort_keys=True, default=_plain)
+        key = json.dumps([parts.model_id, *asked], sort_keys=True, default=_plain)
     except (TypeError, ValueError, RecursionError):  # something that only this caller has
         return None
     parts.residents.look()

@@ -34,11 +34,16 @@ def similar(
         raise QueryError(f"k is a number of hits, at least 1, not {brief(k)}")
     own = None if id is None else get(parts, scope, id, principal=principal)
     text = own.content if own is not None else text or ""
+    others = [e for e in knowledge(parts, scope) if own is None or e.number != own.number]
+    return by_likeness(parts, scope, text, others)[:k]
+
+
+def by_likeness(parts: Parts, scope: Scope, text: str, others: Sequence[Entry]) -> list[Hit]:
+    """What of *others* is at all like *text*, best first."""
     given = duplicates.said(text)
-    others = [e for e in _knowledge(parts, scope) if own is None or e.number != own.number]
     near = _cosines(parts, scope, text, others)
     hits = [_compared(given, e, near.get(e.number)) for e in others]
-    return sorted((h for h in hits if h.score > 0), key=lambda h: -h.score)[:k]
+    return sorted((h for h in hits if h.score > 0), key=lambda h: -h.score)
 
 
 def _compared(given: Said, entry: Entry, cosine: float | None) -> Hit:
@@ -112,11 +117,12 @@ def _records(parts: Parts, kept: Entry, gone: Sequence[Entry]) -> list[Record]:
 
 def _planned(parts: Parts, scope: Scope) -> list[tuple[Entry, list[Entry], Merged]]:
     """What is to be kept, what is to go into it, and what is said of that; no entry is in two of them."""
-    entries = [e for e in _knowledge(parts, scope) if e.type is MemoryType.LONG_TERM]
+    entries = [e for e in knowledge(parts, scope) if e.type is MemoryType.LONG_TERM]
     texts = [duplicates.said(e.content) for e in entries]
     filed = [(e.category, e.scope.agent_id, repr(sorted(e.metadata.items()))) for e in entries]
     found = list(duplicates.pairs(texts, filed))
-    vectors = _vectors(parts, scope, {entries[row].number for pair in found for row in pair})
+    numbers = {entries[row].number for pair in found for row in pair}
+    vectors = _vectors(parts, scope, numbers, model_id=parts.model_id)
     by: dict[int, tuple[int, float, str]] = {}
     # The pairs that are most alike first: what is merged already is not merged again, nor into what goes itself.
     judged = []
@@ -169,7 +175,7 @@ def _parted(parts: Parts, scope: Scope, kept: Entry, gone: Entry) -> bool:
     return gone.version > 1 and any(e.superseded_by == kept.id for e in parts.ledger.history(scope, gone.number))
 
 
-def _knowledge(parts: Parts, scope: Scope) -> list[Entry]:
+def knowledge(parts: Parts, scope: Scope) -> list[Entry]:
     """The owner's knowledge that holds now, without the texts of keyed values and what folds and tasks have made.
 
     What is in a block that can't be read is left out.
@@ -186,7 +192,8 @@ def _knowledge(parts: Parts, scope: Scope) -> list[Entry]:
 
 def _cosines(parts: Parts, scope: Scope, text: str, entries: Sequence[Entry]) -> dict[int, float]:
     """Cosines of a text with *entries*, by number; none where they have no vectors, or the embedder fails."""
-    if parts.embedder is None or not entries:
+    using = parts.model
+    if using is None or not entries:
         return {}
     resident = parts.resident(scope)
     with resident.lock:
@@ -196,17 +203,19 @@ def _cosines(parts: Parts, scope: Scope, text: str, entries: Sequence[Entry]) ->
         if pending:
             embed_now(parts, scope)
         with parts.embedding:
-            own = unit_rows(parts.embedder.embed_documents([text]), rows=1)[0]
-        vectors = _vectors(parts, scope, {e.number for e in entries})
+            own = unit_rows(using.embedder.embed_documents([text]), rows=1)[0]
+        vectors = _vectors(parts, scope, {e.number for e in entries}, model_id=using.id)
         found = {number: float(own @ vector) for number, vector in vectors.items() if len(vector) == len(own)}
     return found  # noqa: RET504 - empty where the block above was left by an error
 
 
-def _vectors(parts: Parts, scope: Scope, numbers: Iterable[int]) -> Mapping[int, npt.NDArray[np.float32]]:
-    """The vectors that the ledger has of entries."""
+def _vectors(
+    parts: Parts, scope: Scope, numbers: Iterable[int], *, model_id: str | None
+) -> Mapping[int, npt.NDArray[np.float32]]:
+    """The vectors by a model that the ledger has of entries."""
     wanted = sorted(numbers)
     owner = parts.ledger.owner(scope) if wanted else None
-    model = None if parts.model_id is None else parts.ledger.known_model(parts.model_id)
+    model = None if model_id is None else parts.ledger.known_model(model_id)
     if owner is None or model is None:
         return {}
     return {n: np.frombuffer(v, np.float32) for n, v in parts.ledger.vectors(owner, model[0], wanted)}
@@ -216,4 +225,4 @@ def _cosine(one: npt.NDArray[np.float32] | None, other: npt.NDArray[np.float32] 
     return None if one is None or other is None else float(one @ other)
 
 
-__all__ = ["consolidate", "merge", "similar"]
+__all__ = ["by_likeness", "consolidate", "knowledge", "merge", "similar"]

@@ -18,6 +18,7 @@ from .ingest import Told, checked, remembered, worth
 from .parts import Parts, recorded
 from .resident import again
 from .summarize import answered, may_ask
+from .supersede import superseding, unchanged
 
 MOST_ATTEMPTS = 5
 """Failures after which a segment is left alone, until somebody asks for it."""
@@ -28,6 +29,8 @@ def extract(
     parts: Parts, scope: Scope, *, principal: str | None = None, attempts: int | None = MOST_ATTEMPTS
 ) -> list[Entry]:
     """Look through the session's folded turns that were not looked through yet; the knowledge that was written.
+
+    Where that is allowed, what it supersedes is asked for as well. If only that fails, the knowledge is written all the same.
 
     Raises:
         ConfigError: There is no extractor.
@@ -41,13 +44,14 @@ def extract(
     scope = replace(scope, agent_id=None)
     found: list[Entry] = []
     failure: Exception | None = None
+    unsaid: list[Exception] = []
     lock = parts.folding(scope)
     with lock, parts.exclusive(f"fold-{parts.ledger.session_number(scope) or 0}"):
         for segment in parts.ledger.unextracted(scope, attempts=attempts):
             if parts.closing or not may_ask(parts, parts.extractor.name, parts.extracting):
                 break
             try:
-                found += _extracted(parts, scope, segment)
+                found += _extracted(parts, scope, segment, unsaid)
             except (ArchiveError, ConflictError, NotFound):
                 continue  # its turns are being changed, or can't be read; those of a segment that is left come again
             except Exception as error:  # whatever a model or its client raises
@@ -56,6 +60,7 @@ def extract(
                 parts.trouble = f"extracting: {type(error).__name__}: {error}"
                 parts.extracting.failed(parts.clock().timestamp())
                 parts.ledger.extraction_failed(segment)
+    failure = failure or next(iter(unsaid), None)
     if failure is not None:
         raise (
             failure
@@ -65,8 +70,11 @@ def extract(
     return found
 
 
-def _extracted(parts: Parts, scope: Scope, segment: Entry) -> list[Entry]:
-    """What the turns of one segment say; `ConflictError` or `NotFound` where they are changed again and again."""
+def _extracted(parts: Parts, scope: Scope, segment: Entry, unsaid: list[Exception]) -> list[Entry]:
+    """What the turns of one segment say; `ConflictError` or `NotFound` where they are changed again and again.
+
+    *unsaid* takes why what it supersedes was not found.
+    """
     assert parts.extractor is not None
     extractor = parts.extractor
     session = parts.ledger.session_number(scope) or 0
@@ -84,8 +92,11 @@ def _extracted(parts: Parts, scope: Scope, segment: Entry) -> list[Entry]:
             raise ExtractionError(f"{extractor.name} must return an Extraction, not {brief(given)}")
         found = list(_facts(parts, scope, given.facts, turns))
         parts.extracting.succeeded()
+        found, read, trouble = superseding(parts, scope, found, session=session)
+        if trouble is not None:
+            unsaid.append(trouble)
         try:
-            return _kept(parts, scope, segment, turns, found)
+            return _kept(parts, scope, segment, turns, found, read=read)
         except (ConflictError, NotFound):
             if not left:
                 raise
@@ -93,14 +104,25 @@ def _extracted(parts: Parts, scope: Scope, segment: Entry) -> list[Entry]:
 
 
 def _kept(
-    parts: Parts, scope: Scope, segment: Entry, turns: Sequence[Entry], found: Sequence[tuple[Told, list[int]]]
+    parts: Parts,
+    scope: Scope,
+    segment: Entry,
+    turns: Sequence[Entry],
+    found: Sequence[tuple[Told, list[int]]],
+    *,
+    read: Sequence[Entry],
 ) -> list[Entry]:
     resident = parts.resident(scope)
     with resident.lock:
         _, written = again(
             resident,
             lambda: remembered(
-                parts, scope, [t for t, _ in found], read=turns, extracted=segment, turns=[rows for _, rows in found]
+                parts,
+                scope,
+                unchanged(parts, scope, [t for t, _ in found], read),
+                read=turns,
+                extracted=segment,
+                turns=[rows for _, rows in found],
             ),
         )
         try:
@@ -108,10 +130,12 @@ def _kept(
         except BaseException:
             resident.forget()
             raise
+    known = [record.entry for record, _ in written if record.entry.superseded_by is None]
     if written:
-        parts.tally["extracted"] += len(written)
+        parts.tally["extracted"] += len(known)
+        parts.tally["superseded"] += len(written) - len(known)
         parts.changed()
-    return [record.entry for record, _ in written]
+    return known
 
 
 def _facts(

@@ -19,7 +19,7 @@ from ..errors import StorageError, StorageFull
 from ..protocols import Dirty
 from ..rules.vectors import unit_rows
 from ..types import Entry, Scope, microseconds
-from .parts import Parts
+from .parts import EmbeddingModel, Parts
 
 Vector = npt.NDArray[np.float32]
 
@@ -122,7 +122,8 @@ def _fit_store(parts: Parts, *, dimensions: int) -> None:
     assert parts.store is not None
     assert parts.model_id is not None
     if parts.store.model_id != parts.model_id:
-        parts.ledger.mark_all()  # first: a reset that is cut short is seen at the next batch, a lost mark never
+        # First: a reset that is cut short is seen at the next batch, a lost mark never. Who waits for marks goes by their age.
+        parts.ledger.mark_all(again=False)
         parts.store.reset(model_id=parts.model_id, dimensions=dimensions)
 
 
@@ -160,23 +161,21 @@ def embed_now(parts: Parts, scope: Scope) -> None:
         _embed(parts, [e for e in pending_now if e.tier == "warm"])
 
 
-def embed_question(parts: Parts, scope: Scope, text: str) -> Vector:
-    """The unit vector of a question.
+def embed_question(parts: Parts, scope: Scope, text: str, *, model: EmbeddingModel | None = None) -> Vector:
+    """The unit vector of a question, by *model* or by that in use.
 
     Of the newest 256 that a user asked it is kept in the ledger, under a hash that is bound to the user and the model: asked
     again, also after a restart, they are not embedded. They are forgotten when anything of that user is changed or deleted.
     """
-    assert parts.embedder is not None
-    assert parts.model_id is not None
-    digest = parts.ledger.content_hash(scope, text=text, model_id=parts.model_id)
+    model = model or parts.model
+    assert model is not None
+    digest = parts.ledger.content_hash(scope, text=text, model_id=model.id)
     kept, erase_epoch = parts.ledger.question(scope, digest)
     if kept is not None:
         return np.frombuffer(kept, np.float32)
-    vector: Vector = unit_rows([parts.embedder.embed_query(text)], rows=1)[0]
+    vector: Vector = unit_rows([model.embedder.embed_query(text)], rows=1)[0]
     with suppress(StorageError):  # a ledger that can't be written to is no reason not to search
-        parts.ledger.keep_question(
-            scope, digest, model=parts.model_id, vector=vector.tobytes(), erase_epoch=erase_epoch
-        )
+        parts.ledger.keep_question(scope, digest, model=model.id, vector=vector.tobytes(), erase_epoch=erase_epoch)
     return vector
 
 
@@ -227,7 +226,8 @@ def _embedded(parts: Parts, entries: Sequence[Entry]) -> dict[int, Vector]:
         resident = parts.residents.unused(pairs[0][0].scope)
         with resident.lock:
             kept = ledger.put_vectors(model, [row for _, row in pairs])
-            if resident.index is not None:
+            if resident.index is not None and resident.index.model in (0, model):
+                resident.index.model = model
                 digests = {row[0]: row[2] for _, row in pairs}
                 resident.index.embed((number, known[digests[number]]) for number in kept)
     failpoint("index.saved")

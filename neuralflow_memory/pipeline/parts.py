@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from typing import Any
 from weakref import WeakValueDictionary
 
 from ..config import Settings
@@ -41,13 +42,26 @@ _USES = 512  # entries whose uses are gathered in RAM before they are written do
 _HALVING_DAYS = 30.0  # where no option says how fast uses fade
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingModel:
+    """An embedder, and the name that its vectors are known by. Whoever reads both at once never mixes those of two models."""
+
+    embedder: Embedder
+    id: str
+
+
+def _no_choice(_: object) -> EmbeddingModel:
+    raise AssertionError("settings.py sets it")
+
+
 @dataclass(slots=True)
 class Parts:
     """Built once by `settings.py`; every verb is given it first.
 
     Attributes:
         floor: The summarizer that needs no model, for when `summarizer` fails.
-        model_id: Names the embedder; None without one.
+        model: The embedding model, None without one. `reindex` changes it: who needs it twice reads it once.
+        outdated: It has none any more, because another process has taken up another one.
         embedding: Held around `embed_documents`, which embedders serve one call at a time. Never taken under another lock.
         exclusive: Held around what only one process may do at a time, by name; waits for the others. Taken under no lock but
             `embedding` or a fold's.
@@ -63,13 +77,13 @@ class Parts:
         state_rules: What the states of sessions may be, where a session has no rules of its own.
         breaker: Keeps calls away from a summarizer that fails; `extracting` from an extractor.
         closing: Background work that takes several steps is to end after the one in hand.
+        choose: Makes an embedding model of what a user passes; `chosen` is told which one was taken up.
     """
 
     settings: Settings
     ledger: Ledger
     store: EntryStore | None
-    embedder: Embedder | None
-    model_id: str | None
+    model: EmbeddingModel | None
     counter: TokenCounter
     summarizer: Summarizer
     floor: Floor
@@ -92,6 +106,9 @@ class Parts:
     breaker: Breaker = field(default_factory=Breaker)
     extracting: Breaker = field(default_factory=Breaker)
     closing: bool = False
+    outdated: bool = False
+    choose: Callable[[Any], EmbeddingModel] = _no_choice
+    chosen: Callable[[Any], None] = lambda _: None
     _margins: dict[str, dict[str, float]] = field(default_factory=dict)
     """Of each model of a tenant, as far as they were asked for."""
     _priced: int = 0
@@ -110,6 +127,15 @@ class Parts:
         self.shortened = lru_cache(maxsize=64)(
             lambda text, tokens: self.floor.summarize([], previous=text, max_tokens=tokens)
         )
+
+    @property
+    def embedder(self) -> Embedder | None:
+        return None if self.model is None else self.model.embedder
+
+    @property
+    def model_id(self) -> str | None:
+        """Names the embedder."""
+        return None if self.model is None else self.model.id
 
     def margins(self, tenant: str) -> dict[str, float]:
         """By how much each model's tokens exceed ours at most, by what a tenant's sessions reported of it.
@@ -181,4 +207,4 @@ def recorded(entry: Entry, *, fresh: bool = False) -> Record:
     return Record(entry, len(text.split()), traits(text), names or None, term_ids(text).astype("<u4").tobytes(), fresh)
 
 
-__all__ = ["Parts", "recorded"]
+__all__ = ["EmbeddingModel", "Parts", "recorded"]

@@ -109,7 +109,7 @@ class Resident:
         ledger: Ledger,
         *,
         max_bytes: int,
-        model_id: str | None = None,
+        model_id: Callable[[], str | None] = lambda: None,
         look: Callable[[], None] = lambda: None,
     ) -> None:
         """*look* puts into `news` what others have changed since it was called last."""
@@ -151,11 +151,16 @@ class Resident:
         return self._index
 
     def load(self, model: tuple[int, int] | None) -> ScopeIndex:
-        """What search reads; *model* is (number, dimensions) of the embedding model, if there is one."""
-        if self.index is None or self.index.too_large:
+        """What search reads; *model* is (number, dimensions) of the embedding model, if there is one.
+
+        With vectors of a later model, if that was taken up meanwhile: who has a question of *model* looks at `index.model`.
+        """
+        old = self.index is not None and model is not None and 0 < self.index.model < model[0]
+        if self.index is None or self.index.too_large or old:
             owner = self._ledger.owner(self._scope)
             features = [] if owner is None else self._ledger.features(owner)
             index = ScopeIndex(features, dimensions=model[1] if model else 0, max_bytes=self._max_bytes)
+            index.model = model[0] if model else 0
             if model is not None and owner is not None and index.holds_vectors:
                 index.embed((n, np.frombuffer(v, np.float32)) for n, v in self._ledger.vectors(owner, model[0]))
             self._index = index
@@ -253,9 +258,12 @@ class Resident:
             self._index = None
             return
         owner = self._ledger.owner(self._scope)
-        model = None if self._model_id is None else self._ledger.known_model(self._model_id)
-        if owner is not None and model is not None:
-            vectors = self._ledger.vectors(owner, model[0], sorted(named))
+        model_id = self._model_id()
+        if not index.model and model_id is not None:
+            known = self._ledger.known_model(model_id)
+            index.model = 0 if known is None else known[0]
+        if owner is not None and index.model:
+            vectors = self._ledger.vectors(owner, index.model, sorted(named))
             index.embed((n, np.frombuffer(v, np.float32)) for n, v in vectors)
 
     def _features(self, numbers: Iterable[int]) -> list[Feature]:
@@ -288,6 +296,7 @@ class Residents:
     Attributes:
         seen: The newest change that was looked at.
         whole: Vectors are held however many they are, since this process has no vector index to ask.
+        model_id: The embedding model whose vectors are held.
         prices: Counts how often others have changed what is known of models' prices in tokens.
         moved: Told what anybody has changed, this process included, and the newest number; None: anything may have changed.
     """
@@ -296,7 +305,7 @@ class Residents:
         self._ledger = ledger
         self._clock = clock
         self._max_bytes = max_bytes
-        self._model_id = model_id
+        self.model_id = model_id
         self.whole = False
         self.prices = 0
         self._version = ledger.data_version()
@@ -372,7 +381,7 @@ class Residents:
                 Scope(tenant, user, session),
                 self._ledger,
                 max_bytes=sys.maxsize if self.whole else self._max_bytes,
-                model_id=self._model_id,
+                model_id=lambda: self.model_id,
                 look=self.look,
             )
         return resident

@@ -39,6 +39,7 @@ class ScopeIndex:
         labels: how many entries each speaker has.
         cold: bool, its text is in the archive, and it has no vector. alive: bool. vectors: with a row for each, and some room; zero where `embedded` is False. holds_vectors: whether they
         are held at all; if not, the vector index is asked.
+        model: number of the embedding model of the vectors, 0 while none is known.
         postings: the full text; a turn's document opens with the last terms of the turn before it, so that a short
             answer is found by the words of its question.
     """
@@ -121,6 +122,7 @@ class ScopeIndex:
             np.array([len(d) for d in documents], np.int64),
         )
         self.holds_vectors = True
+        self.model = 0
         self.vectors = Vectors()
         if dimensions:
             self._make_room_for_vectors(dimensions)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ClosedError, EmbeddingError, QueryError, ScopeError, brief
+from ..errors import ClosedError, EmbeddingError, ModelMismatch, QueryError, ScopeError, brief
 from ..rules import ranking
 from ..rules.filters import Filter, parse
 from ..rules.question import depends_on_day, understood
@@ -23,7 +23,7 @@ from ..types import TYPE_NUMBER, TYPES, Entry, Hit, MemoryType, Scope, microseco
 from . import cached
 from .cached import Holds
 from .index import embed_now, embed_question
-from .parts import Parts
+from .parts import EmbeddingModel, Parts
 from .resident import Resident
 from .scope_index import ScopeIndex
 from .scoring import SEEDS, Compared, compared
@@ -36,6 +36,7 @@ RERANKED = 50  # candidates that a reranker reads
 _EPISODIC = TYPE_NUMBER[MemoryType.EPISODIC]
 _AT_FIRST = 64  # hits that are read at once, at most
 _MORE = 8  # times as many seeds, once what was compared is used up
+_TRIES = 3  # of a search during which another embedding model is taken up
 _FROM_INDEX = 200  # candidates that the vector index is asked for
 
 
@@ -101,7 +102,7 @@ def ranked(
     condition = parse(conditions.filter)
     kinds = checked_types(conditions.types)
     session = _session(parts, scope, conditions.within)
-    model = _model(parts)
+    using, model = _in_use(parts)
     resident = parts.resident(scope)
     with resident.lock:
         fresh = resident.index is None
@@ -121,37 +122,50 @@ def ranked(
         holds.end_with(now)
     # Recency changes with each moment, and the vector index when it likes.
     holds.sure &= held and not parts.settings.ranking.recency
-    question = _question(parts, scope, asked.text, model=model, pending=pending, holds=holds)
+    question = _question(parts, scope, asked.text, using=using, model=model, pending=pending, holds=holds)
     near: dict[int, float] | None = None
     if not held:
         near = {}
         with tolerated(parts, "searching by words alone", holds=holds):
-            near = _near(parts, scope, question)
-
-    def exactly(numbers: list[int]) -> list[tuple[int, bytes]]:
-        known = model or _model(parts)
-        return parts.ledger.vectors(numbers[0] >> 32, known[0], numbers) if known is not None and numbers else []
+            near = _near(parts, scope, question, using)
 
     def compare(seeds: int) -> Compared:
+        nonlocal using, model, question
+        for left in reversed(range(_TRIES)):
+            with resident.lock:
+                model = model or _known(parts, using)
+                index = resident.load(model)
+                if question is None or near is not None or not index.model or (model and index.model == model[0]):
+                    return scored(index, seeds)
+            # Another model was taken up since the question was embedded.
+            using, model = _in_use(parts)
+            question = None
+            if left:
+                question = _question(parts, scope, asked.text, using=using, model=model, pending=False, holds=holds)
         with resident.lock:
-            index = resident.load(model or _model(parts))
-            counted = index.alive.copy()
-            if not conditions.summaries or kinds is None or MemoryType.EPISODIC not in kinds:
-                counted &= (index.seq > 0) | (index.kind != _EPISODIC)
-            counted[[row for number in conditions.besides if (row := index.row(number)) >= 0]] = False
-            wanted = counted & _allowed(parts, scope, index, conditions, kinds=kinds, session=session)
-            return compared(
-                index,
-                asked,
-                question,
-                near,
-                exactly=exactly,
-                counted=counted,
-                wanted=wanted,
-                weights=parts.settings.ranking,
-                now=microseconds(parts.clock()),
-                seeds=seeds,
-            )
+            return scored(resident.load(model), seeds)
+
+    def scored(index: ScopeIndex, seeds: int) -> Compared:
+        def exactly(numbers: list[int]) -> list[tuple[int, bytes]]:
+            return parts.ledger.vectors(numbers[0] >> 32, index.model, numbers) if index.model and numbers else []
+
+        counted = index.alive.copy()
+        if not conditions.summaries or kinds is None or MemoryType.EPISODIC not in kinds:
+            counted &= (index.seq > 0) | (index.kind != _EPISODIC)
+        counted[[row for number in conditions.besides if (row := index.row(number)) >= 0]] = False
+        wanted = counted & _allowed(parts, scope, index, conditions, kinds=kinds, session=session)
+        return compared(
+            index,
+            asked,
+            question,
+            near,
+            exactly=exactly,
+            counted=counted,
+            wanted=wanted,
+            weights=parts.settings.ranking,
+            now=microseconds(parts.clock()),
+            seeds=seeds,
+        )
 
     reranks = parts.reranker is not None and parts.settings.ranking.rerank > 0
     first = _AT_FIRST if reranks else min(expected, _AT_FIRST)
@@ -246,7 +260,20 @@ def _session(parts: Parts, scope: Scope, within: Within | None) -> int | None:
 
 def _model(parts: Parts) -> tuple[int, int] | None:
     """Number and dimensions of the embedding model, None until it has embedded something."""
-    return None if parts.model_id is None else parts.ledger.known_model(parts.model_id)
+    return _in_use(parts)[1]
+
+
+def _in_use(parts: Parts) -> tuple[EmbeddingModel | None, tuple[int, int] | None]:
+    """The embedding model; and its number and dimensions, None until it has embedded something."""
+    while True:
+        using = parts.model
+        known = _known(parts, using)
+        if parts.model is using:  # who takes up another one says so here before the ledger forgets this one
+            return using, known
+
+
+def _known(parts: Parts, using: EmbeddingModel | None) -> tuple[int, int] | None:
+    return None if using is None else parts.ledger.known_model(using.id)
 
 
 def index_of(parts: Parts, resident: Resident) -> ScopeIndex:
@@ -326,22 +353,50 @@ def checked_time(value: datetime | str, name: str) -> datetime:
 
 
 def _question(
-    parts: Parts, scope: Scope, query: str, *, model: tuple[int, int] | None, pending: bool, holds: Holds
+    parts: Parts,
+    scope: Scope,
+    query: str,
+    *,
+    using: EmbeddingModel | None,
+    model: tuple[int, int] | None,
+    pending: bool,
+    holds: Holds,
 ) -> npt.NDArray[np.float32] | None:
     """The question's vector, with what the scope has pending embedded first. None, and words alone, if that fails."""
-    if parts.embedder is None:
+    if using is None and not parts.outdated:
         return None
-    if pending:
-        with tolerated(parts, "searching new entries by words alone", holds=holds):
-            embed_now(parts, scope)
-    model = model or _model(parts)  # the first entries embedded make it known
     vector: npt.NDArray[np.float32] | None = None
     with tolerated(parts, "searching by words alone", holds=holds):
-        given = embed_question(parts, scope, query)
+        _refuse_outdated(parts, using, model)
+        if pending:
+            with tolerated(parts, "searching new entries by words alone", holds=holds):
+                embed_now(parts, scope)
+        assert using is not None
+        model = model or _known(parts, using)  # the first entries embedded make it known
+        given = embed_question(parts, scope, query, model=using)
         if model is not None and model[1] != len(given):
             raise EmbeddingError(f"its vectors have {len(given)} numbers, and those of this folder {model[1]}")
         vector = given
     return vector  # noqa: RET504 - None where the block above was left by an error
+
+
+def _refuse_outdated(parts: Parts, using: EmbeddingModel | None, known: tuple[int, int] | None) -> None:
+    """Raise `ModelMismatch` if another process has taken up another model than *using*, whose vectors are not there any more."""
+    if known is not None:
+        return
+    stored = parts.ledger.models()
+    if using is None or (stored and stored[0][0] != using.id and parts.model is using):
+        raise outdated(parts, stored[0][0] if stored else "another model", None if using is None else using.id)
+
+
+def outdated(parts: Parts, stored: str, given: str | None) -> ModelMismatch:
+    """What to do in a process whose model is not that of the folder any more."""
+    return ModelMismatch(
+        f"{parts.settings.path} is indexed with {stored!r}, which another process has taken up since it was opened here"
+        f"{'' if given is None else f' with {given!r}'}; open it again with that model, or call reindex(embedder=...) with it",
+        stored=stored,
+        given=given or "",
+    )
 
 
 @contextmanager
@@ -358,21 +413,31 @@ def tolerated(parts: Parts, consequence: str, *, holds: Holds, count: str = "sea
         warnings.warn(f"{consequence}: {error}", RuntimeWarning, stacklevel=4)
 
 
-def _near(parts: Parts, scope: Scope, question: npt.NDArray[np.float32] | None) -> dict[int, float]:
-    """The dense part from the vector index: similarity by entry number, best first, existence checked against the ledger."""
-    if parts.store is None or question is None:
+def _near(
+    parts: Parts, scope: Scope, question: npt.NDArray[np.float32] | None, using: EmbeddingModel | None
+) -> dict[int, float]:
+    """The dense part from the vector index: similarity by entry number, best first, existence checked against the ledger.
+
+    Nothing as long as the index is of another model than *using*.
+    """
+    store = parts.store
+    if store is None or question is None or using is None:
         return {}
-    found = dict(parts.store.query(question, partition=parts.ledger.partition(scope), k=_FROM_INDEX))
+    found = dict(store.query(question, partition=parts.ledger.partition(scope), k=_FROM_INDEX))
+    if store.model_id not in (None, using.id):
+        return {}
     there = parts.ledger.by_keys(scope, list(found), texts="bare")
     return {there[key].number: similarity for key, similarity in found.items() if key in there}
 
 
 __all__ = [
+    "LONGEST_QUERY",
     "Conditions",
     "Within",
     "checked_time",
     "checked_types",
     "index_of",
+    "outdated",
     "ranked",
     "search",
     "tolerated",

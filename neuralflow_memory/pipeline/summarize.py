@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from ..errors import ExtractionError, SummarizerError
 from ..rules.breaker import Breaker
-from ..types import Entry, Extraction, Message, Summary
+from ..types import Entry, Extraction, Message, Summary, Superseding
 from .parts import Parts
 
 PATIENCE = 120.0  # seconds for one answer of the summarizer; then the floor writes the summary
@@ -126,7 +126,7 @@ def answered(parts: Parts, ask: Callable[[], T], *, name: str, session: int) -> 
         took = Summary("")
         try:
             given = ask()
-            took = _taken(given) if isinstance(given, Summary | Extraction) else took
+            took = _taken(given) if isinstance(given, Summary | Extraction | Superseding) else took
             failure = None
         except BaseException as error:  # a cancellation or exit in a model is the model's, not ours
             if isinstance(error, SummarizerError | ExtractionError):
@@ -148,7 +148,7 @@ def answered(parts: Parts, ask: Callable[[], T], *, name: str, session: int) -> 
         raise SummarizerError(f"{name} gave no answer within {PATIENCE:g} seconds") from None
 
 
-def _taken(by: Summary | Extraction | SummarizerError | ExtractionError) -> Summary:
+def _taken(by: Summary | Extraction | Superseding | SummarizerError | ExtractionError) -> Summary:
     return Summary("", by.input_tokens, by.output_tokens, by.cost)
 
 

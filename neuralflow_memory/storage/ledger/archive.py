@@ -295,7 +295,7 @@ def pack(
             "INSERT INTO archived (no, block, archived_at, said) VALUES (?, ?, ?, ?)", (number, block, now, known)
         )
         db.execute("DELETE FROM uses WHERE no = ?", (number,))  # from now on they tell whether it is to come back
-        db.execute("DELETE FROM vectors WHERE no = ?", (number,))
+        db.execute("DELETE FROM vectors WHERE no IN (?1, -?1)", (number,))  # by both models, where another is taken up
         vectors.mark(db, [(number, key, _moved())])  # it leaves the vector index, where it may be, or is just coming
     if moved is not None:
         db.execute("UPDATE archived SET block = ? WHERE block = ?", (block, moved.id))

@@ -37,7 +37,7 @@ _CHANGES = (
     ("DELETE ON main.entries", "", "OLD.no, OLD.session"),
     ("UPDATE ON main.entries", f"WHEN {_SAME}", _WINDOW),
     ("UPDATE ON main.entries", f"WHEN NOT ({_SAME})", _ENTRY),
-    ("INSERT ON main.vectors", "", "NEW.no, NULL"),
+    ("INSERT ON main.vectors", "WHEN NEW.model = (SELECT min(id) FROM models)", "abs(NEW.no), NULL"),
     ("UPDATE OF summary, model ON main.sessions", f"WHEN {_MOVED}", f"NEW.owner << {schema.OWNER_SHIFT}, NEW.id"),
     ("UPDATE OF erase_epoch ON main.owners", "", f"NEW.id << {schema.OWNER_SHIFT}, NULL"),
     ("INSERT ON main.calibration", "", "0, NULL"),

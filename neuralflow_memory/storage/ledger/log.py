@@ -138,7 +138,7 @@ def apply(
     """
     changed = [r.entry for r in records if r.entry.version > 1 and _reads_otherwise(db, r.entry, counter=counter)]
     # Neither its vector nor a summary may speak for a text that is gone; what is unchanged keeps both.
-    db.executemany("DELETE FROM vectors WHERE no = ?", [(e.number,) for e in changed])
+    db.executemany("DELETE FROM vectors WHERE no IN (?1, -?1)", [(e.number,) for e in changed])
     entries.put(db, [entries.row_of(r.entry, session=head.session, counter=counter) for r in records])
     fulltext.put(db, [r.feature(session=head.session) for r in records])
     vectors.mark(db, [(r.entry.number, bytes.fromhex(r.entry.key), r.entry.version) for r in records])

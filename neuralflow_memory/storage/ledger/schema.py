@@ -257,6 +257,10 @@ def _m013_heads(db: sqlite3.Connection) -> None:
     )
 
 
+def _m014_reindex(db: sqlite3.Connection) -> None:
+    """Nothing: older versions must not open a folder that may hold vectors of two models, which `vectors` tells of."""
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _m001_tables,
     _m002_working_memory,
@@ -271,6 +275,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _m011_transfer,
     _m012_in_any_order,
     _m013_heads,
+    _m014_reindex,
 )
 
 

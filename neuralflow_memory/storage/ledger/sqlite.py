@@ -976,26 +976,109 @@ class SqliteLedger:
         return found[0]
 
     def models(self) -> list[tuple[str, int]]:
-        """Names and dimensions of the models whose vectors are kept here."""
+        """Name and dimensions of the model whose vectors are in use here; none before the first vector."""
         with self._db.read() as db:
-            return list(db.execute("SELECT name, dimensions FROM models ORDER BY id"))
+            found = vectors.in_use(db)
+        return [] if found is None else [found[1:]]
 
-    def forget_models(self) -> None:
-        """Drop all vectors and what is known of their models, and mark every entry as changed."""
+    def forget_models(self, *, keep: str) -> None:
+        """Drop all vectors and what is known of their models, and mark every entry as changed.
+
+        But those of *keep*, if it was being taken up: then it is the one in use.
+        """
         self._refuse_beside_others("with another embedding model every entry has to be embedded anew")
         with self._db.lock, self._db.write() as db:
-            db.execute("DELETE FROM vectors")
+            kept = vectors.next_model(db)
+            kept = kept if kept is not None and kept[1] == keep else (-1, keep, 0)
+            db.execute("DELETE FROM vectors WHERE model != ?", kept[:1])
             db.execute("DELETE FROM questions")
-            db.execute("DELETE FROM models")
+            db.execute("DELETE FROM models WHERE id != ?", kept[:1])
             # What is cached of an owner may have been found by these vectors.
             noted = f"SELECT id << {OWNER_SHIFT}, NULL, ? FROM owners"
             db.execute(f"INSERT INTO changes (no, session, origin) {noted}", (self._db.origin,))
             vectors.mark_all(db)
 
-    def mark_all(self) -> None:
-        """Mark every entry as changed: the vector index is to be rebuilt, from the vectors that are kept here."""
+    def next_model(self, name: str, *, dimensions: int | None = None) -> tuple[int, int] | None:
+        """Number and dimensions of the model *name*, which is being taken up; None while it has no vectors.
+
+        With *dimensions* it is made known; what another has left, which was not taken up after all, is to be cleared before.
+        """
         with self._db.lock, self._db.write() as db:
+            found = vectors.next_model(db)
+            if found is None and dimensions is not None:
+                used = vectors.in_use(db)
+                assert used is not None
+                found = (used[0] + 1, name, dimensions)
+                db.execute("INSERT INTO models (id, name, dimensions) VALUES (?, ?, ?)", found)
+            if found is None or found[1] != name:
+                return None
+        if dimensions is not None and found[2] != dimensions:
+            raise EmbeddingError(
+                f"{name!r} gives vectors of {dimensions} numbers, and gave {found[2]} before: it is another model; give the "
+                "embedder a model_id of its own, and call reindex() with it again"
+            )
+        return found[0], found[2]
+
+    def unembedded(self, model: int, *, after: int, limit: int) -> list[int]:
+        """Numbers above *after*, in order, of entries of all owners that have words and no vector by a model."""
+        with self._db.read() as db:
+            return vectors.missing(db, model, after=after, limit=limit)
+
+    def embedded(self, model: int) -> tuple[int, int]:
+        """How many entries of all owners have a vector by a model, and how many have words, and so are to have one."""
+        with self._db.read() as db:
+            return vectors.counted(db, model)
+
+    def switch_model(self, before: str, after: str) -> None:
+        """Take up the model *after* in the place of *before*, and mark every entry as changed.
+
+        What anybody has in RAM is read anew. The vectors of *before* stay until they are cleared; nobody asks for them any more.
+        Raises `ModelMismatch` when *before* is not in use.
+        """
+        with self._db.lock, self._db.write() as db:
+            used, coming = vectors.in_use(db), vectors.next_model(db)
+            if used is not None and used[1] != before:
+                raise ModelMismatch(
+                    f"this folder was indexed with {used[1]!r} meanwhile, by another process, and was opened here with {before!r}; "
+                    "open it again with that model",
+                    stored=used[1],
+                    given=before,
+                )
+            if coming is not None and coming[1] != after:
+                raise ConflictError(
+                    f"{after!r} is not the model that is being taken up any more; call reindex() again", id=after
+                )
+            if coming is None:  # there was nothing to embed
+                db.execute("DELETE FROM vectors")
+            db.execute("DELETE FROM models WHERE name != ?", (after,))
+            db.execute("DELETE FROM questions")
             vectors.mark_all(db)
+            # With a gap in their numbers, the changes say that anything may have changed.
+            db.execute(
+                "INSERT INTO changes (id, no, session, origin) SELECT coalesce(max(id), 0) + 2, 0, NULL, ? FROM changes",
+                (self._db.origin,),
+            )
+            failpoint("reindex.applied")
+        failpoint("reindex.committed")
+
+    def clear_vectors(self, *, keep: str | None = None, limit: int = _CHUNK) -> bool:
+        """Delete some of the vectors that are neither of the model in use nor of *keep*; whether none is left."""
+        with self._db.lock, self._db.write() as db:
+            return vectors.clear_unused(db, keep=keep, limit=limit)
+
+    def largest_owners(self, limit: int) -> list[Scope]:
+        """The owners with the most entries, ever; a userless one as the scope of its session."""
+        with self._db.read() as db:
+            rows = db.execute("SELECT key FROM owners ORDER BY last_n DESC, id LIMIT ?", (limit,)).fetchall()
+        return [Scope(*json.loads(key)) for (key,) in rows]
+
+    def mark_all(self, *, again: bool = True) -> None:
+        """Mark every entry as changed: the vector index is to be rebuilt, from the vectors that are kept here.
+
+        With *again* False those that are marked stay as they are, also since when.
+        """
+        with self._db.lock, self._db.write() as db:
+            vectors.mark_all(db, again=again)
 
     def vectors(self, owner: int, model: int, numbers: Sequence[int] | None = None) -> list[tuple[int, bytes]]:
         with self._db.read() as db:
@@ -1059,16 +1142,25 @@ class SqliteLedger:
         with self._db.read() as db:
             return vectors.next_retry(db, gone=gone)
 
-    def waiting(self, *, parked_at: int) -> int:
-        """How many marks are there, without those that are parked."""
+    def waiting(self, *, parked_at: int, marked_by: float | None = None) -> int:
+        """How many marks are there, without those that are parked; or those made until a time (seconds since 1970)."""
+        query, given = "SELECT count(*) FROM dirty WHERE retry_at < ?", [float(parked_at)]
+        if marked_by is not None:
+            query, given = f"{query} AND marked_at <= ?", [*given, marked_by]
         with self._db.read() as db:
-            return int(db.execute("SELECT count(*) FROM dirty WHERE retry_at < ?", (parked_at,)).fetchone()[0])
+            return int(db.execute(query, given).fetchone()[0])
 
     def totals(self, *, parked_at: int) -> dict[str, Any]:
         """Counts over the whole folder, for `stats()`."""
         with self._db.read() as db:
             names = ("owners", "sessions", "entries", "vectors", "dirty")
             found: dict[str, Any] = {n: db.execute(f"SELECT count(*) FROM {n}").fetchone()[0] for n in names}
+            coming = vectors.next_model(db)
+            found["next_embedder"] = None if coming is None else coming[1]
+            used = vectors.in_use(db)
+            if used is not None:  # counted by an index, which the sign keeps SQLite from leaving for the table
+                its = f"SELECT count(*) FROM vectors WHERE {vectors.place(1, used[0])} * no > 0"
+                found["vectors"] = db.execute(its).fetchone()[0]
             count = (self._ram or db).execute("SELECT count(*) FROM states").fetchone()
             found |= {"states": count[0], "states_persist": self._ram is None}
             found["sessions"] = db.execute("SELECT count(*) FROM sessions WHERE session_id != ''").fetchone()[0]

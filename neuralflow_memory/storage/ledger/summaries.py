@@ -24,7 +24,7 @@ def remove(
         return None
     version, session, own_id = row
     db.execute("DELETE FROM features WHERE no = ?", (number,))
-    db.execute("DELETE FROM vectors WHERE no = ?", (number,))
+    db.execute("DELETE FROM vectors WHERE no IN (?1, -?1)", (number,))
     db.execute("DELETE FROM archived WHERE no = ?", (number,))
     stone = (key, owner, version + 1, now)
     db.execute("INSERT OR REPLACE INTO tombstones (key, owner, version, deleted_at) VALUES (?, ?, ?, ?)", stone)

@@ -92,7 +92,7 @@ def _entries(
     rows = db.execute(
         f"SELECT {entries.COLUMNS}, s.summary = e.no, t.path, t.key, v.vector, x.found, x.attempts FROM entries e "
         "JOIN sessions s ON s.id = e.session LEFT JOIN item_texts t ON t.no = e.no "
-        "LEFT JOIN vectors v ON v.no = e.no AND v.model = ? "
+        f"LEFT JOIN vectors v ON v.no = {vectors.place(1, model or 1)} * e.no AND v.model = ? "
         "LEFT JOIN extractions x ON x.no = e.no WHERE e.no >= ? AND e.no < ? ORDER BY e.no",
         (model, owner << OWNER_SHIFT, (owner + 1) << OWNER_SHIFT),
     )

@@ -1,4 +1,9 @@
-"""Tables of vectors (the embedding caches), and the dirty set (what the vector index has not seen yet)."""
+"""Tables of vectors (the embedding caches), and the dirty set (what the vector index has not seen yet).
+
+The model with the least number is in use. While another is being taken up, that has the next number, and its vectors lie
+beside those in use: rows of a model of an even number have negative numbers. So to switch is to drop a row of `models`, however
+many vectors there are.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +23,12 @@ def mark(db: sqlite3.Connection, rows: Iterable[tuple[int, bytes, int]]) -> None
     db.executemany("INSERT OR REPLACE INTO dirty (no, key, version) VALUES (?, ?, ?)", rows)
 
 
-def mark_all(db: sqlite3.Connection) -> None:
-    """Mark every entry that belongs into the vector index."""
-    db.execute("INSERT OR REPLACE INTO dirty (no, key, version) SELECT no, key, version FROM entries WHERE codec = 0")
+def mark_all(db: sqlite3.Connection, *, again: bool = True) -> None:
+    """Mark every entry that belongs into the vector index; with *again* False those that are marked stay as they are."""
+    otherwise = "REPLACE" if again else "IGNORE"
+    db.execute(
+        f"INSERT OR {otherwise} INTO dirty (no, key, version) SELECT no, key, version FROM entries WHERE codec = 0"
+    )
 
 
 _GONE = "NOT EXISTS (SELECT 1 FROM entries e WHERE e.no = dirty.no AND e.codec = 0)"
@@ -56,6 +64,59 @@ def postpone(db: sqlite3.Connection, *, number: int, version: int, retry_at: int
     )
 
 
+def place(number: int, model: int) -> int:
+    """The number of the row that holds an entry's vector by a model."""
+    return number if model % 2 else -number
+
+
+def in_use(db: sqlite3.Connection) -> tuple[int, str, int] | None:
+    """Number, name and dimensions of the model in use, None before the first vector."""
+    row: tuple[int, str, int] | None = db.execute(
+        "SELECT id, name, dimensions FROM models ORDER BY id LIMIT 1"
+    ).fetchone()
+    return row
+
+
+def next_model(db: sqlite3.Connection) -> tuple[int, str, int] | None:
+    """The same, of the model that is being taken up."""
+    row: tuple[int, str, int] | None = db.execute(
+        "SELECT id, name, dimensions FROM models ORDER BY id LIMIT 1 OFFSET 1"
+    ).fetchone()
+    return row
+
+
+def missing(db: sqlite3.Connection, model: int, *, after: int, limit: int) -> list[int]:
+    """Numbers above *after* of entries with words that have no vector by *model*, in order."""
+    rows = db.execute(
+        f"SELECT f.no FROM features f WHERE f.no > ? AND f.words > 0 AND f.cold = 0 "
+        f"AND NOT EXISTS (SELECT 1 FROM vectors v WHERE v.no = {place(1, model)} * f.no) ORDER BY f.no LIMIT ?",
+        (after, limit),
+    )
+    return [number for (number,) in rows]
+
+
+def counted(db: sqlite3.Connection, model: int) -> tuple[int, int]:
+    """How many entries have a vector by *model*, and how many are to have one."""
+    done, total = db.execute(
+        "SELECT count(v.no), count(*) FROM features f "
+        f"LEFT JOIN vectors v ON v.no = {place(1, model)} * f.no WHERE f.words > 0 AND f.cold = 0"
+    ).fetchone()
+    return done, total
+
+
+def clear_unused(db: sqlite3.Connection, *, keep: str | None, limit: int) -> bool:
+    """Delete up to *limit* vectors that are neither of the model in use nor of *keep*; whether none is left."""
+    used, coming = in_use(db), next_model(db)
+    if used is None or (coming is not None and coming[1] == keep):
+        return True
+    unused = "<" if place(1, used[0]) > 0 else ">"
+    gone = db.execute(f"DELETE FROM vectors WHERE no IN (SELECT no FROM vectors WHERE no {unused} 0 LIMIT ?)", (limit,))
+    if gone.rowcount == limit:
+        return False
+    db.execute("DELETE FROM models WHERE id > ?", (used[0],))
+    return True
+
+
 def model(db: sqlite3.Connection, name: str) -> tuple[int, int] | None:
     """Number and dimensions of an embedding model, or None."""
     row = db.execute("SELECT id, dimensions FROM models WHERE name = ?", (name,)).fetchone()
@@ -73,14 +134,14 @@ def cached(db: sqlite3.Connection, hashes: Sequence[bytes]) -> dict[bytes, bytes
 
 
 def put(db: sqlite3.Connection, model: int, rows: Iterable[tuple[int, int, bytes, bytes]]) -> list[int]:
-    """Keep vectors (number, version, hash, vector), each only if its entry still is at that version."""
+    """Keep vectors (number, version, hash, vector), each only if its entry still is at that version, and the model known."""
     statement = (
-        "INSERT OR REPLACE INTO vectors (no, model, hash, vector) "
-        "SELECT no, ?, ?, ? FROM entries WHERE no = ? AND version = ? AND codec = 0"
+        f"INSERT OR REPLACE INTO vectors (no, model, hash, vector) SELECT {place(1, model)} * no, ?, ?, ? FROM entries "
+        "WHERE no = ? AND version = ? AND codec = 0 AND EXISTS (SELECT 1 FROM models WHERE id = ?)"
     )
     kept = []
     for number, version, digest, vector in rows:
-        if db.execute(statement, (model, digest, vector, number, version)).rowcount == 1:
+        if db.execute(statement, (model, digest, vector, number, version, model)).rowcount == 1:
             kept.append(number)
     return kept
 
@@ -89,12 +150,15 @@ def load(
     db: sqlite3.Connection, owner: int, model: int, numbers: Sequence[int] | None = None
 ) -> list[tuple[int, bytes]]:
     """The vectors of *owner* by *model*, or those that have *numbers*: (number, float32 bytes), in the order of numbers."""
-    low, high = owner << OWNER_SHIFT, (owner + 1) << OWNER_SHIFT
-    chosen, given = (
-        ("", ()) if numbers is None else ("no IN (SELECT value FROM json_each(?)) AND", (json.dumps(numbers),))
-    )
-    query = f"SELECT no, vector FROM vectors WHERE {chosen} no >= ? AND no < ? AND model = ? ORDER BY no"
-    return db.execute(query, (*given, low, high, model)).fetchall()
+    first, last = sorted(place(number, model) for number in (owner << OWNER_SHIFT, ((owner + 1) << OWNER_SHIFT) - 1))
+    chosen: str = ""
+    given: tuple[str, ...] = ()
+    if numbers is not None:
+        chosen = "no IN (SELECT value FROM json_each(?)) AND"
+        given = (json.dumps([place(number, model) for number in numbers]),)
+    order = "no" if model % 2 else "no DESC"
+    query = f"SELECT abs(no), vector FROM vectors WHERE {chosen} no BETWEEN ? AND ? AND model = ? ORDER BY {order}"
+    return db.execute(query, (*given, first, last, model)).fetchall()
 
 
 def question(db: sqlite3.Connection, digest: bytes) -> bytes | None:
