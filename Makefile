@@ -37,8 +37,8 @@ demo: setup ## Play a half-year chat through LangChain and LlamaIndex, then ask 
 bench: setup ## Measure the memory beside what it replaces, in two minutes; `neuralflow-memory bench --full` measures all
 	@$(VENV)/bin/neuralflow-memory bench
 
-test: setup ## Run the tests, the layer rules included
-	@$(PYTHON) -m pytest --quiet
+test: setup ## Run the tests, the layer rules included, in two processes
+	@$(PYTHON) -m pytest --quiet --numprocesses 2 --dist loadfile
 
 matrix: setup ## Use each host's adapters in an environment where only that host is installed
 	@for extra in langchain langgraph llama-index; do \
