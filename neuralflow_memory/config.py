@@ -115,6 +115,10 @@ class Tiers(_Section):
         description="unless it was used so often; with each so many days that go by, earlier uses count half",
     )
     enable_compression: bool = Field(default=True, description="compress the blocks that cold entries stand in")
+    compression: Literal["zlib", "zstd"] = Field(
+        default="zlib",
+        description="by what; `zstd`, which needs the extra of this name, takes less room and is read faster",
+    )
     tier_migration_interval: float = Field(default=3600.0, gt=0, description="seconds between sweeps in the background")
     background: bool = Field(default=False, description="sweep in the background; else when `sweep` is called")
 

@@ -17,7 +17,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .config import Embedding, Gemini, Settings
 from .core import Core
@@ -257,7 +257,7 @@ def _open(settings: Settings, given: Mapping[str, Any], *, release: Callable[[],
     store: EntryStore | None = None
     try:
         counter = given["token_counter"] or token_counter(settings.tokenizer)
-        archive = FileArchive(folder / ARCHIVE_FOLDER, compress=settings.tiers.enable_compression)
+        archive = FileArchive(folder / ARCHIVE_FOLDER, compression=_compression(settings))
         ledger = SqliteLedger(
             folder / LEDGER_FILE,
             counter=counter.name,
@@ -376,6 +376,10 @@ def _prepare(folder: Path) -> None:
             f"{folder} holds other files ({', '.join(sorted(found)[:3])}) and no memory; choose an empty or new folder",
             path=str(folder),
         )
+
+
+def _compression(settings: Settings) -> Literal["zlib", "zstd"] | None:
+    return settings.tiers.compression if settings.tiers.enable_compression else None
 
 
 def _embedder(settings: Settings) -> Embedder | None:

@@ -10,7 +10,7 @@ from conftest import SMALL, in_threads, index_keys, live_keys, rows, wait_until
 from typer.testing import CliRunner
 
 import neuralflow_memory._failpoints as failpoints
-from neuralflow_memory import MemoryType, Message, Move, SweepReport, open_memory
+from neuralflow_memory import MemoryType, Message, MissingDependency, Move, SweepReport, open_memory
 from neuralflow_memory.cli import app
 from neuralflow_memory.pipeline import archive as pipeline_archive
 from neuralflow_memory.testing import ManualClock
@@ -142,19 +142,29 @@ def test_options_change_what_moves(opened, clock):
     assert memory.sweep().moves == ()
 
 
-@pytest.mark.parametrize("compress", [True, False])
-def test_compression_is_an_option(opened, clock, compress):
-    """Blocks of either kind are read whatever the option is now."""
-    memory = opened(pruning=SMALL, clock=clock, tiers={"enable_compression": compress})
+@pytest.mark.parametrize("kind", ["zlib", "zstd", None])
+def test_compression_is_an_option(opened, clock, kind):
+    """Blocks of any kind are read whatever the option is now."""
+    named = {"enable_compression": False} if kind is None else {"compression": kind}
+    memory = opened(pruning=SMALL, clock=clock, tiers=named)
     chat = memory.session("chat", user_id="ada")
     talk(chat, 60)
     clock.advance(days=31)
     memory.sweep()
     (block,) = (memory.path / "archive").glob("*.block")
-    assert (b"number7" in block.read_bytes()) is not compress
+    assert (b"number7" in block.read_bytes()) is (kind is None)
+    assert block.read_bytes()[4] == [None, "zlib", "zstd"].index(kind)
     memory.close()
-    memory = opened(pruning=SMALL, clock=clock, tiers={"enable_compression": not compress})
+    memory = opened(pruning=SMALL, clock=clock, tiers={"compression": "zstd" if kind == "zlib" else "zlib"})
     assert len(memory.session("chat", user_id="ada").messages()) == 60
+
+
+def test_without_its_library_zstd_is_refused_by_name(folder, monkeypatch):
+    """Before anything is written."""
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(MissingDependency, match=r"neuralflow-memory\[zstd\]"):
+        open_memory(folder, embedder="none", tiers={"compression": "zstd"})
+    open_memory(folder, embedder="none").close()
 
 
 def test_every_message_stays_reachable_by_default(opened, clock):

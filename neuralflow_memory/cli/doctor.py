@@ -31,6 +31,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnxruntime", "tokenizers"),
     "gemini": ("google-cloud-aiplatform", "google-genai", "tenacity"),
     "redis": ("redis",),
+    "zstd": ("zstandard",),
 }
 """What each extra installs; the project file says the same, and a test compares them."""
 
