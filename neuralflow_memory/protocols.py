@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -956,7 +956,7 @@ class Ledger(Protocol):
 
     def dump(
         self, *, unread: list[int], tenant: str | None = None, user_id: str | None = None, model: int | None = None
-    ) -> Iterator[Moved]:
+    ) -> Generator[Moved, None, None]:
         """All that is stored, or what is of a tenant or a user, as of one moment; with the vectors of *model*.
 
         Owner after owner: its sessions, each with the versions of its state, its entries in the order in which they were

@@ -14,6 +14,7 @@ import pytest
 from conftest import found, in_threads, wait_until
 from pydantic import SecretStr
 from redis_server import RedisServer, free_port
+from test_cache import QUESTION, talk
 
 import neuralflow_memory
 import neuralflow_memory.storage.redis as redis_module
@@ -25,7 +26,6 @@ from neuralflow_memory.storage.redis import RedisCache
 from neuralflow_memory.testing import HashingEmbedder, ManualClock
 
 MB = 1024 * 1024
-QUESTION = "Who goes sailing?"
 ONLY_REDIS = {"context": {"cache_size": 0}}
 """No results in RAM, so that what is cached is on the server."""
 
@@ -72,13 +72,6 @@ def cache():
     yield make
     for one in made:
         one.close()
-
-
-def talk(memory, user="ada"):
-    chat = memory.session("chat", user_id=user)
-    chat.add([f"{user} goes sailing on Sunday", f"{user} grows tomatoes", f"{user} hates sailing in winter"])
-    memory.flush()
-    return chat
 
 
 def shared(memory):

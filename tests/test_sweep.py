@@ -327,7 +327,7 @@ def test_only_the_process_that_indexes_sweeps_in_the_background(opened, beside, 
     memory.sweep()
     for _ in range(3):
         before = other._core._sweep_at
-        wait_until(lambda: other._core._sweep_at != before)  # noqa: B023
+        wait_until(lambda before=before: other._core._sweep_at != before)
     assert swept == []
     memory.close()
     wait_until(lambda: swept)

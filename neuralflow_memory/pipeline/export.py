@@ -62,7 +62,7 @@ def export(
         # The blocks that are read stay where they are as long as it lasts.
         with parts.exclusive("archive"), partial.open("wb") as out:
             dumped = parts.ledger.dump(**chosen, model=known and known[0], unread=unread)
-            with closing(dumped) as records:  # type: ignore[type-var]
+            with closing(dumped) as records:
                 out.writelines(sealed(header, lines(records)))
             out.flush()
             os.fsync(out.fileno())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import starmap
 from pathlib import Path
@@ -693,7 +693,7 @@ class SqliteLedger:
 
     def dump(
         self, *, unread: list[int], tenant: str | None = None, user_id: str | None = None, model: int | None = None
-    ) -> Iterator[Moved]:
+    ) -> Generator[Moved, None, None]:
         """All that is stored, or what is of a tenant or a user, as of one moment; with the vectors of *model*."""
         with self._db.read() as db:
             db.execute("BEGIN")
