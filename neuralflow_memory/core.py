@@ -16,6 +16,7 @@ from typing import Any
 
 from ._offload import Workers
 from .errors import ForkedError, IndexingError, ModelMismatch, StorageError
+from .pipeline.analyse import analyse
 from .pipeline.backup import ready
 from .pipeline.compact import compact
 from .pipeline.export import Progress
@@ -35,6 +36,7 @@ _CHECK_PAUSE = 5.0  # the same, of asking a server that is down whether it is ba
 _TRIES_BEFORE_RAISING = 3  # failed passes in a row after which flush() gives up waiting
 _LOOK_PAUSE = 0.25  # seconds between two looks at what other processes do
 _REOPENING_PAUSE = 5.0  # the same, of trying to open an index that could not be opened, or of asking a server how it is
+_AFTER_A_TURN = 0.05  # seconds for whoever wrote it to build the next prompt, before a thread takes it up
 _STALLED = 30.0  # seconds without progress of another process after which flush() gives up waiting
 _TO_BE_MADE_ANEW = (
     "to be made anew"  # the collection that the marks are about, when another process is to start a new one
@@ -102,6 +104,11 @@ class Core:
         self._moved = _Signal()
         """Given when a batch was indexed or a fold is done."""
         self._indexing = threading.Lock()
+        self._analysing = threading.Lock()
+        self._unanalysed = False
+        """Whether texts were written that no thread has taken up yet."""
+        self._texts = _Signal()
+        self._at_once = _Signal()
         self._failures = 0
         self._failure: Exception | None = None
         """The last one of indexing."""
@@ -125,7 +132,7 @@ class Core:
         self._asked = -_REOPENING_PAUSE
         """When a server that others fill was asked how it is, or an index could not be opened."""
         parts.residents.whole = parts.store is None
-        parts.changed = self._wake.give
+        parts.changed = self._changed
         parts.full = self._fold_later
         parts.later = self._full.put
         self._sweep_at = self._first_sweep() if parts.settings.tiers.background else None
@@ -134,6 +141,7 @@ class Core:
             threading.Thread(target=self._fold, args=(n == 0,), name=f"neuralflow-folder-{n}", daemon=True)
             for n in range(_FOLDERS)
         ]
+        self._threads.append(threading.Thread(target=self._analyse, name="neuralflow-analyser", daemon=True))
         if open_store is not None:
             self._loading.acquire()
             self._threads.append(threading.Thread(target=self._index, name="neuralflow-indexer", daemon=True))
@@ -148,6 +156,31 @@ class Core:
         # weakref's own exit hook must be older than ours, or what torch registers while it is imported in close() never runs.
         weakref.finalize(self, int).atexit = False
         atexit.register(self.close)
+
+    def _changed(self) -> None:
+        self._wake.give()
+        self._unanalysed = True
+        self._texts.give()
+
+    # -- analysing
+
+    def _analyse(self) -> None:
+        """Analyse what a crash or an earlier process left, then texts a moment after they were written; a thread's work."""
+        pause = _AFTER_A_TURN
+        while not self.parts.closing:
+            if self._texts.wait(pause):
+                self._at_once.wait(_AFTER_A_TURN)
+            with self._analysing:
+                self._texts.clear()
+                self._unanalysed = False  # first: what is written from now on may be too late for this time
+                try:
+                    analyse(self.parts)
+                    pause = _LONGEST_PAUSE
+                except Exception as error:  # they stay as they are, and are tried again
+                    self._note("analysing", error)
+                    pause = 1.0
+            self._at_once.clear()
+            self._moved.give()
 
     # -- indexing
 
@@ -251,6 +284,7 @@ class Core:
         end = time.monotonic() + pause
         while (left := end - time.monotonic()) > 0:
             if self._wake.wait(min(left, _LOOK_PAUSE)):
+                self._hurry.wait(_AFTER_A_TURN)  # more may come, to be embedded together
                 return
             self._look()
             version = self.parts.ledger.data_version()
@@ -317,7 +351,8 @@ class Core:
                 raise
             with suppress(StorageError):  # once its vectors are kept
                 index_batch(parts)
-            parts.ledger.hold(marks)
+            if not parts.closing:  # which leaves some without
+                parts.ledger.hold(marks)
             return len(marks)
         return index_batch(parts)
 
@@ -450,8 +485,13 @@ class Core:
         *progress* is told how many of all entries are indexed.
         """
         ledger = self.parts.ledger
-        while self._folding and not self.parts.closing and written_by is None:
+        while (self._unanalysed or self._folding) and not self.parts.closing and written_by is None:
+            if self._unanalysed:
+                self._texts.give()
+                self._at_once.give()
             self._moved.wait(0.05)
+        with self._analysing:
+            analyse(self.parts)  # raises what keeps the thread from doing it
         if self._open_store is None:
             return
         self._failures = 0
@@ -543,7 +583,7 @@ class Core:
     ) -> RestoreReport:
         parts = self.parts
         # Neither marks nor vectors of before may be written after it.
-        with ready(parts, path, progress=progress) as put_in_place, self._indexing, parts.embedding:
+        with ready(parts, path, progress=progress) as put_in_place, self._indexing, parts.embedding, self._analysing:
             known = None if parts.model_id is None else parts.ledger.known_model(parts.model_id)
             done = put_in_place(restore_deleted)
             if known is not None and parts.model_id is not None and parts.store is not None and self._lock.held:
@@ -551,6 +591,7 @@ class Core:
                 with suppress(StorageError):
                     parts.store.reset(model_id=parts.model_id, dimensions=known[1])
         self.parts.residents.look()  # so that RAM holds nothing of before
+        self._texts.give()
         self._wake.give()
         self._hurry.give()
         return done
@@ -568,6 +609,8 @@ class Core:
         if self.parts.closing or os.getpid() != self.pid:
             return
         self.parts.closing = True
+        self._texts.give()
+        self._at_once.give()
         self._wake.give()
         self._hurry.give()
         for _ in range(_FOLDERS):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Generator, Hashable, Iterable,
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 from .types import TYPE_NUMBER, Entry, Extraction, Life, MemoryType, Message, Scope, SessionInfo, Summary, microseconds
 
@@ -183,6 +183,9 @@ class Record:
     `words` counts its whitespace-separated words; `traits` are those of its text (`rules.traits`); `terms` are the bytes of
     its uint32 term ids, in order (`rules.lexical.term_ids`); `called`: names that it gives, "Jo" to the one spoken to and
     "=Max" to the speaker, one a line. `fresh`: its id was made for it just now, so that nothing else can have it.
+
+    Where the text is still to be analysed, `words` is -1, and so is the entry's importance if it is by its text; traits, names
+    and terms are left out.
     """
 
     entry: Entry
@@ -235,6 +238,8 @@ Feature = tuple[
 ]
 """Number, session, seq, type, speaker, agent, created_at, expires_at, valid_from, valid_to (microseconds), importance, words,
 traits, called, whether it is cold, terms."""
+WORDS: Final = 11
+"""Where a feature has its words: less than none if its text is still to be analysed, which only what was just written shows."""
 
 OnConflict = Literal["raise", "replace", "ignore"]
 
@@ -875,6 +880,14 @@ class Ledger(Protocol):
 
     def features(self, owner: int, numbers: Sequence[int] | None = None) -> list[Feature]:
         """What search reads of all of an owner's entries, or of those with *numbers*, in the order of numbers."""
+        ...
+
+    def unanalysed(self, *, limit: int) -> list[Entry]:
+        """Entries of any owner, up to *limit*, whose texts were not analysed yet: see `rules.analysis`."""
+        ...
+
+    def analysed(self, records: Sequence[Record]) -> None:
+        """Put what was found in the texts of entries, but of those that were changed meanwhile."""
         ...
 
     def session_number(self, scope: Scope) -> int | None:

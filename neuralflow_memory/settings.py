@@ -29,7 +29,7 @@ from .models.prompted import as_extractor, as_summarizer
 from .models.tokens import token_counter
 from .pipeline.backup import SCRATCH
 from .pipeline.cached import Hot
-from .pipeline.parts import EmbeddingModel, Parts, recorded
+from .pipeline.parts import EmbeddingModel, Parts
 from .pipeline.resident import Residents
 from .protocols import (
     AccessPolicy,
@@ -42,6 +42,7 @@ from .protocols import (
     Summarizer,
     TokenCounter,
 )
+from .rules.analysis import recorded
 from .rules.lexical import VERSION as LEXICAL_VERSION
 from .rules.states import StateRules, as_rules
 from .rules.traits import VERSION as TRAITS_VERSION

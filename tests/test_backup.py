@@ -412,6 +412,7 @@ def test_a_broken_backup_is_refused_and_nothing_changes(opened, tmp_path, how):
     memory.session("s").add([f"turn {n}" for n in range(40)])
     memory.backup(tmp_path / "one")
     memory.session("s").add("Later.")
+    memory.flush()
     damaged(tmp_path / "one", how)
     before = stored(memory.path)
     with pytest.raises(BackupError) as caught:

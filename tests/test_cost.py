@@ -73,6 +73,7 @@ def counted(memory):
     try:
         yield found
     finally:
+        own = None
         memory.flush()
         with database.lock, database._readers_lock:
             for db in connections:
@@ -164,6 +165,7 @@ def test_a_turn_costs_the_same_at_turn_100_and_at_turn_10000(chats, counter):
 def test_a_context_reads_nothing_from_a_window_in_ram(chats, counter):
     """No statement, and nothing is counted again."""
     for chat in chats:
+        chat.memory.flush()
         chat.context(search=False)
         assert cost(chat, counter, lambda chat=chat: chat.context(search=False)) == (0, 0, 0)
 

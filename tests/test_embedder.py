@@ -225,6 +225,50 @@ def test_a_torch_that_cannot_tell_what_the_cpu_has_computes_as_before(monkeypatc
     assert not sentence_transformers._native_bfloat16()
 
 
+def steps(embedder, texts):
+    """Vectors of *texts*, and how often Python calls a linear layer to make them."""
+    import torch
+
+    called = []
+    layer = next(m for m in embedder.load()[0].modules() if isinstance(m, torch.nn.Linear))
+    hook = layer.register_forward_hook(lambda *_: called.append(1))
+    try:
+        return embedder.embed_documents(texts), len(called)
+    finally:
+        hook.remove()
+
+
+def test_a_model_is_computed_without_the_interpreter(embedder, monkeypatch):
+    """Its vectors, of texts and batches of all lengths, are those of before."""
+    monkeypatch.setattr(sentence_transformers, "_in_one_step", lambda _: False)
+    before = SentenceTransformerEmbedder(device="cpu")
+    texts = varied()
+    expected, called = steps(before, texts)
+    assert called > 1
+    vectors, called = steps(embedder, texts)
+    assert called == 0
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    np.testing.assert_allclose(embedder.embed_query(texts[0]), before.embed_query(texts[0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["other vectors", "an operation fails"])
+def test_a_model_that_can_not_be_recorded_is_computed_as_before(way, embedder, monkeypatch):
+    """Whether it can is tried when the model is loaded."""
+    import torch
+
+    def other(call, given, **_):
+        if way == "an operation fails":
+            raise RuntimeError("not to be traced")
+        return lambda *tensors: call(*tensors) + 0.1
+
+    monkeypatch.setattr(torch.jit, "trace", other)
+    eager = SentenceTransformerEmbedder(device="cpu")
+    texts = varied()[:20]
+    vectors, called = steps(eager, texts)
+    assert called > 0
+    np.testing.assert_allclose(vectors, embedder.embed_documents(texts), atol=1e-5)
+
+
 # --- batches and threads --------------------------------------------------------------------------------------------
 
 

@@ -274,13 +274,13 @@ def test_an_indexer_that_was_behind_does_not_bring_back_what_was_deleted(opened)
 def test_chroma_holds_what_other_clients_need(opened):
     """Document, partition, ids, type, role, times as numbers; nothing of the partition's owner can be read from it."""
     memory = opened()
-    memory.session("chat", user_id="ada", agent_id="bot").add(Message("user", "Sailing", name="Ada"))
+    memory.session("chat", user_id="otto", agent_id="bot").add(Message("user", "Sailing", name="Otto"))
     memory.flush()
     row = memory._core.parts.store._collection.get(include=["documents", "metadatas", "embeddings"])
     assert row["documents"] == ["Sailing"]
     (metadata,) = row["metadatas"]
     expected = {
-        "user_id": "ada",
+        "user_id": "otto",
         "session_id": "chat",
         "agent_id": "bot",
         "type": "short_term",
@@ -289,7 +289,7 @@ def test_chroma_holds_what_other_clients_need(opened):
     }
     assert metadata.items() >= expected.items()
     assert isinstance(metadata["created_at_ms"], int)
-    assert "ada" not in metadata["partition"]
+    assert "otto" not in metadata["partition"]
 
 
 def test_closing_finishes_the_batch_in_hand_and_leaves_the_rest(opened):
@@ -418,7 +418,7 @@ def test_vectors_of_another_length_under_one_models_name_are_refused(opened, cha
         embedder.inner = HashingEmbedder(dimensions=64)
     memory.flush()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         hits = chat.search("cat")
     assert hits[0].entry.content == "My cat is called Tom"
     assert hits[0].signals["dense"] > 0

@@ -80,8 +80,8 @@ def shown(index, *, vectors):
 
 def seen(window):
     """What a window holds; not `sent`, which is in RAM only, nor `due`, which is of the ledger only in part."""
-    entries = [
-        (e.number, e.version, e.content, e.position, e.tokens, e.tags, e.importance, e.pinned) for e in window.entries
+    entries = [  # without their importance: it is left open when a turn is written, and its window never asks for it
+        (e.number, e.version, e.content, e.position, e.tokens, e.tags, e.pinned) for e in window.entries
     ]
     tasks = {e.number: e for e in window.tasks}  # in no order
     others = {f.name for f in fields(window)} - {"entries", "tasks", "sent", "due"}

@@ -27,7 +27,6 @@ from neuralflow_memory import (
     open_memory,
 )
 from neuralflow_memory.errors import TaskError
-from neuralflow_memory.pipeline.parts import recorded
 from neuralflow_memory.pipeline.tasks import (
     LONGEST_DETAIL,
     LONGEST_NOTE,
@@ -38,6 +37,7 @@ from neuralflow_memory.pipeline.tasks import (
     MOST_VALUES,
     shown,
 )
+from neuralflow_memory.rules.analysis import recorded
 from neuralflow_memory.task import Task
 from neuralflow_memory.testing import ManualClock
 

@@ -92,7 +92,7 @@ def _records(user: int, entries: int) -> tuple[Record, ...]:
 
 
 def _recorded(texts: list[str]) -> Iterator[Record]:
-    from neuralflow_memory.pipeline.parts import recorded
+    from neuralflow_memory.rules.analysis import recorded
 
     then = datetime.now(UTC)
     for text in texts:

@@ -16,6 +16,7 @@ from ..errors import ArchiveError, InputError, brief
 from ..protocols import Block
 from ..rules.filters import parse
 from ..types import Scope, microseconds
+from .analyse import analyse
 from .edit import get, select
 from .parts import Parts
 
@@ -66,6 +67,7 @@ def freeze(parts: Parts, scope: Scope, numbers: Sequence[int], *, label: str | N
     if not queue:
         return cold
     owner = queue[0] >> 32
+    analyse(parts)
     with parts.exclusive("archive"):
         # What is half full is left, so that an entry is written a few times at most.
         block = parts.ledger.open_block(owner, label=label, size=BLOCK_BYTES // 2, entries=BLOCK_ENTRIES // 2)

@@ -160,7 +160,8 @@ def context(
     for row, entry in enumerate(entries):
         if entry.key in quoted:
             plan.reasons[row], plan.costs[row] = _QUOTED, blocks.tokens([line_of(entry)])
-    blocks.take_notes(notes, room=min(int(caps.temporary * scale), plan.left - blocks.cost))
+    if notes:
+        blocks.take_notes(notes, room=min(int(caps.temporary * scale), plan.left - blocks.cost))
     if search == "once":
         hits = _hits_once(parts, scope, window, stored, principal=principal)
     else:
@@ -177,16 +178,17 @@ def context(
     _older(parts, plan, room=room, step=max(1, int(caps.conversation * scale) // _STEPS))
     # Of a turn that was cut, a hit may bring back what answers.
     sent = {entries[row].key for row, m in plan.chosen.items() if m is messages[row]} | quoted
-    blocks.take_quotes(hits, room=plan.left - blocks.cost, sent=sent)
+    if hits:
+        blocks.take_quotes(hits, room=plan.left - blocks.cost, sent=sent)
     quoted_now = tuple(quote.hit.entry.number for quote in blocks.quotes)
     if quoted_now:
         parts.used(quoted_now)
-    while blocks.cost > plan.left and (plan.drop_oldest(keep=needed) or blocks.shrink()):
+    while (cost := blocks.cost) > plan.left and (plan.drop_oldest(keep=needed) or blocks.shrink()):
         pass
     laid, stable = _ordered(parts, plan, blocks)
     done = Context(
         tuple(laid),
-        plan.used + blocks.cost,
+        plan.used + cost,
         budget,
         tuple(_reported(plan, blocks)),
         estimated=not parts.counter.exact,

@@ -18,9 +18,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .._failpoints import failpoint
 from ..errors import ArchiveError, BackupError, FolderInUse, InputError, ModelMismatch, StorageError, StorageFull
+from ..rules.analysis import recorded
 from ..types import BackupReport, RestoreReport, Scope, microseconds
 from .export import Progress, sync
-from .parts import Parts, recorded
+from .parts import Parts
 
 FORMAT = 2
 _MANIFEST = "manifest.json"

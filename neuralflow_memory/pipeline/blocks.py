@@ -128,7 +128,7 @@ class Blocks:
         said = text
         if not whole:
             self.summary = [*text.splitlines(), *extra]
-        while self.summary and (over := self.cost - limit) > 0:
+        while not whole and self.summary and (over := self.cost - limit) > 0:
             if said:
                 said = self.parts.shortened(text, max(0, self.parts.count_again(said) - over))
             else:
@@ -150,8 +150,6 @@ class Blocks:
 
     def take_quotes(self, quotes: Sequence[Quote], *, room: int, sent: set[str]) -> None:
         """Take quotes, best first, while there is room, without the turns that are sent anyway (keys)."""
-        if not quotes:
-            return
         limit = self.cost + room
         left = room - self.parts.count_again(f"\n\n{_HITS}\n") - MESSAGE_OVERHEAD
         repeated: set[str] = set()

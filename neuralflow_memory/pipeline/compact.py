@@ -17,12 +17,13 @@ from .._ids import new_id
 from ..errors import InputError, brief
 from ..protocols import StoredWindow
 from ..rules import coverage
+from ..rules.analysis import recorded
 from ..rules.budget import items, opening, pauses, units
 from ..rules.coverage import Fact
 from ..rules.lexical import term_ids
 from ..types import CompactionReport, Entry, MemoryType, Message, Scope
 from .ingest import over_limits
-from .parts import Parts, recorded
+from .parts import Parts
 from .search import index_of
 from .summarize import Written, plain, summarizer_ready, written
 

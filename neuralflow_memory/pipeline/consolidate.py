@@ -11,13 +11,14 @@ import numpy.typing as npt
 from ..errors import ConflictError, InputError, NotFound, QueryError, brief
 from ..protocols import Record
 from ..rules import duplicates
+from ..rules.analysis import recorded
 from ..rules.duplicates import Said
 from ..rules.vectors import unit_rows
 from ..types import Entry, Hit, MemoryType, Merged, Scope
 from .cached import Holds
 from .edit import MERGED, get
 from .index import embed_now
-from .parts import Parts, recorded
+from .parts import Parts
 from .search import index_of, tolerated
 
 

@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 from ..errors import InputError, NotFound, QueryError, brief
 from ..protocols import Record, StateRecord, Texts
+from ..rules.analysis import recorded, worth
 from ..rules.budget import items, units
 from ..rules.filters import parse
 from ..types import Entry, MemoryType, Message, Scope, microseconds, same_content, utc
 from .cached import forget
 from .compact import OWN_METADATA
-from .ingest import Messages, checked, listed, own_copy, take, to_compact, turn, worth
-from .parts import Parts, recorded
+from .ingest import Messages, checked, listed, own_copy, take, to_compact, turn
+from .parts import Parts
 from .resident import again
 from .search import checked_time, checked_types
 

@@ -13,10 +13,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from ..errors import ConflictError, InputError, NotFound, brief
+from ..rules.analysis import recorded, worth
 from ..types import Entry, MemoryType, Scope
 from .compact import OWN_METADATA, derived, in_pieces, summary_limit
-from .ingest import worth
-from .parts import Parts, recorded
+from .parts import Parts
 from .summarize import plain, summarizer_ready, written
 
 By = Literal["hour", "day", "session"]

@@ -13,9 +13,10 @@ from functools import partial
 
 from .._ids import new_id
 from ..errors import ArchiveError, ConfigError, ConflictError, ExtractionError, NotFound, SummarizerError, brief
+from ..rules.analysis import recorded, worth
 from ..types import Entry, Extraction, Finding, MemoryType, Scope, microseconds
-from .ingest import Told, checked, remembered, worth
-from .parts import Parts, recorded
+from .ingest import Told, checked, remembered
+from .parts import Parts
 from .resident import again
 from .summarize import answered, may_ask
 from .supersede import superseding, unchanged

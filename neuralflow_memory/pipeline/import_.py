@@ -15,10 +15,10 @@ from typing import BinaryIO
 
 from ..errors import FormatError, InputError
 from ..protocols import Loaded, Moved, MovedDerivation, MovedEntry, MovedMargin, MovedState, MovedVersion
+from ..rules.analysis import recorded, worth
 from ..types import Entry, ImportReport, Scope, microseconds
 from .export import Progress
-from .ingest import worth
-from .parts import Parts, recorded
+from .parts import Parts
 from .records import (
     FORMAT,
     MAGIC,

@@ -7,9 +7,11 @@ never matters and every step can be repeated after a crash.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from itertools import groupby
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +24,11 @@ from ..types import Entry, Scope, microseconds
 from .parts import EmbeddingModel, Parts
 
 Vector = npt.NDArray[np.float32]
+T = TypeVar("T")
 
-BATCH = 256  # marks a pass; a pass is what a crash repeats
-EMBED_BATCH = 64  # texts a call of the embedder: bounds how long a search waits for its turn
+BATCH = 1024  # marks a pass: the more, the less their texts are padded
+_UPSERTED = 256  # entries that go into the vector index together; they are what a crash repeats
+_EMBEDDED = 128  # texts a call of the embedder: bounds how long a search waits for its turn
 EMBED_NOW = 32  # pending entries of a scope that a search embeds on the spot
 MOST_ATTEMPTS = 5  # failures of one entry before it is parked
 PARKED = 1 << 62  # the `retry_at` of a parked mark
@@ -74,7 +78,10 @@ def _probe(parts: Parts) -> None:
 
 
 def _one_by_one(parts: Parts, marks: Sequence[Dirty]) -> None:
-    for mark in marks:
+    left = {(m.number, m.version) for m in parts.ledger.claim(now=_now(), limit=BATCH, gone=parts.embedder is None)}
+    for mark in [m for m in marks if (m.number, m.version) in left]:
+        if parts.closing:
+            return
         try:
             _index(parts, [mark])
         except StorageFull:
@@ -89,21 +96,21 @@ def _one_by_one(parts: Parts, marks: Sequence[Dirty]) -> None:
 
 
 def _index(parts: Parts, marks: Sequence[Dirty]) -> None:
+    """Index what is marked. While some entries are embedded, those before them go into the vector index."""
     assert parts.store is not None
-    entries: dict[int, Entry] = {}
-    for _, group in groupby(sorted(marks, key=lambda m: m.number), key=lambda m: m.number >> 32):
-        own = list(group)
-        scope = parts.ledger.owner_scope(own[0].number)
-        if scope is not None:
-            there = parts.ledger.by_numbers(scope, [m.number for m in own], texts="bare")
-            entries.update(
-                (number, e) for number, e in there.items() if e.tier == "warm"
-            )  # what is cold leaves the index
-    vectors = embed(parts, list(entries.values()))
-    gone = [m.key for m in marks if m.number not in vectors]
-    if gone:
-        parts.store.delete(gone)  # first: an id that was deleted and used again is in both, under one key
-    if vectors:
+    entries = _warm(parts, marks)
+    by_number = {m.number: m for m in marks}
+    gone = [m for m in marks if m.number not in entries]
+    ready: dict[int, Vector] = {}
+    under_way: list[Future[None]] = []
+
+    def delete(gone: Sequence[Dirty]) -> None:
+        assert parts.store is not None
+        parts.store.delete([m.key for m in gone])
+        _cleared(parts, gone)
+
+    def upsert(vectors: Mapping[int, Vector]) -> None:
+        assert parts.store is not None
         _fit_store(parts, dimensions=len(next(iter(vectors.values()))))
         live = [entries[number] for number in vectors]
         parts.store.upsert(
@@ -112,6 +119,50 @@ def _index(parts: Parts, marks: Sequence[Dirty]) -> None:
             [e.content for e in live],
             [_metadata(parts, e) for e in live],
         )
+        _cleared(parts, [by_number[number] for number in vectors])
+
+    with ThreadPoolExecutor(1, "neuralflow-upserting") as beside:
+        if gone:  # first: an id that was deleted and used again is in both, under one key
+            under_way.append(_submitted(beside, delete, gone))
+        for vectors in _embedding(parts, list(entries.values())):
+            ready |= vectors
+            # What can't be upserted is embedded all the same, for search.
+            if len(ready) >= _UPSERTED and all(part.exception() is None for part in under_way):
+                under_way.append(_submitted(beside, upsert, ready))
+                ready = {}
+    for part in under_way:
+        part.result()
+    if ready:
+        upsert(ready)
+
+
+def _submitted(beside: ThreadPoolExecutor, call: Callable[[T], None], given: T) -> Future[None]:
+    """*call* under way with what is *given*; done already where no thread can be had."""
+    try:
+        return beside.submit(call, given)
+    except RuntimeError:  # the interpreter is ending, and starts no thread
+        done: Future[None] = Future()
+        try:
+            call(given)
+            done.set_result(None)
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+def _warm(parts: Parts, marks: Sequence[Dirty]) -> dict[int, Entry]:
+    """The marked entries that belong into the index, by number: neither gone nor cold nor without words."""
+    found: dict[int, Entry] = {}
+    for _, group in groupby(sorted(marks, key=lambda m: m.number), key=lambda m: m.number >> 32):
+        own = list(group)
+        scope = parts.ledger.owner_scope(own[0].number)
+        if scope is not None:
+            there = parts.ledger.by_numbers(scope, [m.number for m in own], texts="bare")
+            found.update((n, e) for n, e in there.items() if e.tier == "warm" and e.content.strip())
+    return found
+
+
+def _cleared(parts: Parts, marks: Sequence[Dirty]) -> None:
     failpoint("index.upserted")
     parts.ledger.clear_dirty([(m.number, m.version) for m in marks])
     failpoint("index.cleared")
@@ -179,15 +230,16 @@ def embed_question(parts: Parts, scope: Scope, text: str, *, model: EmbeddingMod
     return vector
 
 
-def embed(parts: Parts, entries: Sequence[Entry]) -> dict[int, Vector]:
-    """Unit vectors of *entries* by number, from the ledger where they are known; entries without words have none."""
-    found: dict[int, Vector] = {}
+def _embedding(parts: Parts, entries: Sequence[Entry]) -> Iterator[dict[int, Vector]]:
+    """Unit vectors of *entries*, some at a time, by number: from the ledger where they are known. All, unless the memory is closed."""
     # Like lengths together, which an embedder pads to one.
-    wordy = sorted((e for e in entries if e.content.strip()), key=lambda e: len(e.content))
-    for start in range(0, len(wordy), EMBED_BATCH):
+    sorted_entries = sorted(entries, key=lambda e: len(e.content))
+    for start in range(0, len(sorted_entries), _EMBEDDED):
+        if parts.closing and start:
+            return
         with parts.embedding:
-            found.update(_embed(parts, wordy[start : start + EMBED_BATCH]))
-    return found
+            found = _embed(parts, sorted_entries[start : start + _EMBEDDED])
+        yield found
 
 
 def _embed(parts: Parts, entries: Sequence[Entry]) -> dict[int, Vector]:
@@ -234,4 +286,4 @@ def _embedded(parts: Parts, entries: Sequence[Entry]) -> dict[int, Vector]:
     return {e.number: known[h] for e, h in zip(entries, hashes, strict=True)}
 
 
-__all__ = ["EMBED_NOW", "PARKED", "embed", "embed_now", "embed_question", "index_batch"]
+__all__ = ["EMBED_NOW", "PARKED", "embed_now", "embed_question", "index_batch"]

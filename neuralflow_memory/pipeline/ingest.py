@@ -12,12 +12,11 @@ from .._ids import new_id
 from .._json import copied
 from ..errors import ConflictError, InputError, MessageError, NotFound, brief
 from ..protocols import Appended, OnConflict, Record, StateRecord
+from ..rules.analysis import LATER, recorded, recorded_first, worth
 from ..rules.duplicates import strengthened, union
-from ..rules.importance import worth_keeping
-from ..rules.traits import traits
 from ..types import ROLES, Entry, MemoryType, Message, Scope, ToolCall, microseconds, utc
 from .cached import forget
-from .parts import Parts, recorded
+from .parts import Parts
 from .resident import Window, again
 from .summarize import plain, summarizer_ready
 
@@ -328,15 +327,10 @@ def turn(parts: Parts, scope: Scope, message: Message, *, now: datetime) -> Reco
         tool_call_id=message.tool_call_id,
         payload=message.payload,
         metadata=message.metadata or {},
-        importance=worth(text, role=message.role, name=message.name),
+        importance=LATER,
         tokens=parts.count(message),
     )
-    return recorded(entry, fresh=message.id is None)
-
-
-def worth(text: str, *, role: str | None = None, name: str | None = None) -> float:
-    """The importance that an entry's own text gives it."""
-    return worth_keeping(text, traits=traits(text), role=role, name=name)
+    return recorded_first(entry, fresh=message.id is None)
 
 
 def take(parts: Parts, scope: Scope, written: Sequence[Record], *, session: int) -> None:
@@ -440,5 +434,4 @@ __all__ = [
     "take",
     "to_compact",
     "turn",
-    "worth",
 ]

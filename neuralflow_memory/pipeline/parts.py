@@ -21,7 +21,6 @@ from ..protocols import (
     Extractor,
     Floor,
     Ledger,
-    Record,
     Reranker,
     Summarizer,
     TokenCounter,
@@ -29,12 +28,10 @@ from ..protocols import (
 from ..rules.breaker import Breaker
 from ..rules.budget import margin, message_tokens
 from ..rules.excerpt import excerpt
-from ..rules.lexical import term_ids
 from ..rules.states import StateRules
 from ..rules.tiering import DAY
-from ..rules.traits import called, traits
 from ..security.access import authorize
-from ..types import Entry, Message, Scope, microseconds
+from ..types import Message, Scope, microseconds
 from .cached import Hot
 from .resident import Resident, Residents, Window
 
@@ -66,7 +63,7 @@ class Parts:
         exclusive: Held around what only one process may do at a time, by name; waits for the others. Taken under no lock but
             `embedding` or a fold's.
         sole: Held around what no other process may have the folder open for; it says whether none has, and lets none in.
-        changed: Called after a write that left dirty marks.
+        changed: Called after a write that left dirty marks, or texts to be analysed.
         full: Called with the scope of a session whose window is over its limits.
         later: Called with what is to be done in the background, once.
         tally: Counts of what happened since the memory was opened, for `stats()`.
@@ -196,15 +193,7 @@ class Parts:
 
     def window(self, scope: Scope) -> Window:
         """The session's window; for those who hold its resident's lock."""
-        return self.residents.of(scope).window(scope, count=self.count, expiry=self.settings.context.expiry_time)
+        return self.residents.unused(scope).window(scope, count=self.count, expiry=self.settings.context.expiry_time)
 
 
-def recorded(entry: Entry, *, fresh: bool = False) -> Record:
-    """*entry* with what search needs of it; *fresh*: its id was made for it just now."""
-    text = entry.content
-    others, own = called(text)
-    names = "\n".join((*others, *(f"={name}" for name in own))) if entry.name else ""
-    return Record(entry, len(text.split()), traits(text), names or None, term_ids(text).astype("<u4").tobytes(), fresh)
-
-
-__all__ = ["EmbeddingModel", "Parts", "recorded"]
+__all__ = ["EmbeddingModel", "Parts"]

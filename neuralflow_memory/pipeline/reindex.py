@@ -22,7 +22,7 @@ from ..rules.vectors import unit_rows
 from ..types import TYPE_NUMBER, Entry, MemoryType, ReindexReport, Scope, microseconds
 from .cached import Holds
 from .export import Progress
-from .index import BATCH, EMBED_BATCH, EMBED_NOW
+from .index import BATCH, EMBED_NOW
 from .parts import EmbeddingModel, Parts
 from .resident import Resident
 from .scope_index import ScopeIndex
@@ -32,6 +32,7 @@ from .search import LONGEST_QUERY, outdated, tolerated
 Sample = tuple[Scope | None, str]
 """A question, and whose entries it is asked about: None for whoever has the most."""
 _PASSES = 8  # over all entries; what is written while the last one is under way is left to the indexer
+_AT_ONCE = 64  # texts that are embedded and kept in one step; it may go on for hours beside everything else
 _OWNERS = 8  # whose chats samples are taken from
 _FIRST = 10  # hits that are compared
 _LEAST_WORDS = 4  # of a turn that is taken for a sample
@@ -147,9 +148,9 @@ def _filled(parts: Parts, using: EmbeddingModel, done: _Done, progress: Progress
         entries = _entries(parts, [n for n in numbers if n not in done.failed])
         # Like lengths together, which an embedder pads to one.
         entries.sort(key=lambda e: len(e.content))
-        for start in range(0, len(entries), EMBED_BATCH):
+        for start in range(0, len(entries), _AT_ONCE):
             _go_on(parts)
-            some = entries[start : start + EMBED_BATCH]
+            some = entries[start : start + _AT_ONCE]
             _kept(parts, using, some, done)
             count += len(some)
             had += len(some)

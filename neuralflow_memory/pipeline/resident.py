@@ -18,13 +18,13 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from ..errors import ConflictError, NotFound
-from ..protocols import Change, Clock, Feature, Ledger, Noted
+from ..protocols import WORDS, Change, Clock, Feature, Ledger, Noted
 from ..rules.budget import pauses
 from ..types import Entry, Message, Scope
 from .scope_index import ScopeIndex
@@ -206,6 +206,11 @@ class Resident:
                 self._look()
                 between = {c.number for c in self._waiting() if c is not None and last < c.number < newest}
                 own = {f[0]: f for f in self._features(between - own.keys())} | own
+            unanalysed = [number for number, feature in own.items() if feature[WORDS] < 0]
+            own |= {f[0]: f for f in self._features(unanalysed)}
+            for number in unanalysed:  # what is there no more goes at once, by whoever deleted it
+                if own[number][WORDS] < 0:
+                    own[number] = cast("Feature", (*own[number][:WORDS], 0, *own[number][WORDS + 1 :]))
             for number in sorted(own):
                 self._index.put(own[number])
         except ValueError:  # it is not the newest: it is read anew, in its place

@@ -13,11 +13,12 @@ from .._ids import new_id
 from .._json import copied
 from ..errors import InputError, brief
 from ..protocols import Restored, StoredState
+from ..rules.analysis import recorded
 from ..types import Entry, Life, MemoryType, Message, Role, ToolCall, microseconds
 from . import edit, states, tasks
 from .cached import forget
 from .ingest import encodable, to_compact
-from .parts import Parts, recorded
+from .parts import Parts
 from .resident import again
 from .states import Ref
 

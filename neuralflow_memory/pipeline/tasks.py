@@ -17,9 +17,10 @@ from .._ids import new_id
 from .._json import copied, dumped
 from ..errors import ConflictError, InputError, MessageError, NotFound, TaskError, brief
 from ..protocols import Record
+from ..rules.analysis import recorded
 from ..types import Entry, MemoryType, Scope, microseconds
 from .ingest import encodable, take
-from .parts import Parts, recorded
+from .parts import Parts
 
 Ending = Literal["completed", "failed"]
 Stored = Literal["open", Ending]

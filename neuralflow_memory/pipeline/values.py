@@ -21,10 +21,11 @@ from .._ids import new_id
 from .._json import dumped
 from ..errors import FilterError, InputError, QueryError, StorageError, brief
 from ..protocols import Namespace, Record, StoredValue, ValueRecord, ValuesWritten
+from ..rules.analysis import recorded
 from ..types import TYPE_NUMBER, Entry, MemoryType, Scope, Value, microseconds, moment
 from .cached import forget
 from .ingest import encodable, take
-from .parts import Parts, recorded
+from .parts import Parts
 from .search import LONGEST_QUERY, Conditions, index_of, ranked
 
 DEEPEST = 200  # levels of a value and of a filter

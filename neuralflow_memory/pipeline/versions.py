@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from ..errors import InputError, NotFound, brief
 from ..protocols import Record
+from ..rules.analysis import recorded
 from ..types import Entry, Scope
 from .edit import get, rewrite
-from .parts import Parts, recorded
+from .parts import Parts
 
 _RESTORED = """role name content blocks tool_calls tool_call_id payload metadata tags category source importance provenance trust
     sources created_at expires_at valid_from"""

@@ -17,6 +17,7 @@ from typing import Any
 
 from ...errors import ArchiveError
 from ...protocols import Archive, Block, Standing, Texts
+from ...rules.analysis import worth
 from ...types import TYPES, MemoryType
 from . import summaries, vectors
 from .schema import OWNER_SHIFT
@@ -127,7 +128,8 @@ def standings(db: sqlite3.Connection, owner: int) -> Iterator[Standing]:
     """What decides where an owner's entries belong."""
     rows = db.execute(
         "SELECT e.no, e.id, s.session_id, e.type, e.seq, e.position, e.pinned, i.no, e.importance, e.tags, e.written_at, "
-        "u.used_at, coalesce(u.count, 0), e.expires_at, e.valid_to, a.archived_at, e.version FROM entries e JOIN sessions s ON s.id = e.session "
+        "u.used_at, coalesce(u.count, 0), e.expires_at, e.valid_to, a.archived_at, e.version, "
+        "CASE WHEN e.importance < 0 THEN e.content END, e.role, e.name FROM entries e JOIN sessions s ON s.id = e.session "
         "LEFT JOIN archived a ON a.no = e.no LEFT JOIN uses u ON u.no = e.no LEFT JOIN item_texts i ON i.no = e.no "
         "WHERE e.no >= ? AND e.no < ? ORDER BY e.no",
         (owner << OWNER_SHIFT, (owner + 1) << OWNER_SHIFT),
@@ -150,6 +152,9 @@ def standings(db: sqlite3.Connection, owner: int) -> Iterator[Standing]:
         ended,
         cold,
         version,
+        text,
+        role,
+        name,
     ) in rows:
         yield Standing(
             no,
@@ -157,7 +162,7 @@ def standings(db: sqlite3.Connection, owner: int) -> Iterator[Standing]:
             session or None,
             TYPES[kind],
             _exempt(seq=seq, position=position, pinned=pinned, item=item),
-            importance,
+            importance if text is None else worth(text, role=role, name=name),
             tuple(json.loads(tags)) if tags else (),
             max(written, used or 0),
             uses,
@@ -190,7 +195,8 @@ def use(db: sqlite3.Connection, uses: Mapping[int, tuple[int, int]], *, halving:
 # -- to the archive, and back
 
 
-_MAY_BE_COLD = f"codec != {COLD} AND seq > 0 AND position IS NULL AND pinned = 0"
+# And not before its text was analysed, for which it would have to be brought back.
+_MAY_BE_COLD = f"codec != {COLD} AND seq > 0 AND position IS NULL AND pinned = 0 AND importance >= 0"
 
 
 def records(db: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, tuple[int, bytes]]:

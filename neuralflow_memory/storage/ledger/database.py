@@ -35,7 +35,8 @@ _CHANGES = (
     # What happened, and the number and session that are noted: see `protocols.Change`.
     ("INSERT ON main.entries", "", _ENTRY),
     ("DELETE ON main.entries", "", "OLD.no, OLD.session"),
-    ("UPDATE ON main.entries", f"WHEN {_SAME}", _WINDOW),
+    # That a text was analysed is no change: others work out the same.
+    ("UPDATE ON main.entries", f"WHEN {_SAME} AND NEW.importance = OLD.importance", _WINDOW),
     ("UPDATE ON main.entries", f"WHEN NOT ({_SAME})", _ENTRY),
     ("INSERT ON main.vectors", "WHEN NEW.model = (SELECT min(id) FROM models)", "abs(NEW.no), NULL"),
     ("UPDATE OF summary, model ON main.sessions", f"WHEN {_MOVED}", f"NEW.owner << {schema.OWNER_SHIFT}, NEW.id"),
@@ -173,7 +174,8 @@ class Database:
         with translated(self.path), self._watching:
             if self._closed.is_set():
                 raise ClosedError("the memory was closed; open it again with open_memory(...)")
-            return int(self._watcher.execute("PRAGMA data_version").fetchone()[0])
+            row = self._watcher.execute("PRAGMA data_version").fetchone()
+        return int(row[0])
 
     def changes(self, after: int) -> list[tuple[int, int, int | None, int]]:
         """What anybody has changed since *after*: id, number, session and origin, in order."""
@@ -181,7 +183,8 @@ class Database:
             if self._closed.is_set():
                 raise ClosedError("the memory was closed; open it again with open_memory(...)")
             query = "SELECT id, no, session, origin FROM changes WHERE id > ? ORDER BY id"
-            return self._watcher.execute(query, (after,)).fetchall()
+            rows = self._watcher.execute(query, (after,)).fetchall()
+        return rows  # noqa: RET504 - an interrupt between a call and the return would leave the lock taken
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -194,6 +197,8 @@ class Database:
             if db is None:
                 db = self._connect()
                 db.execute("PRAGMA query_only = ON")
+            elif db.in_transaction:  # which an interrupt has left
+                db.execute("ROLLBACK")
             try:
                 yield db
             finally:

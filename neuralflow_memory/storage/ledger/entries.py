@@ -10,6 +10,7 @@ from typing import Any
 
 from ..._json import dumped
 from ...protocols import Texts
+from ...rules.analysis import worth
 from ...types import TYPE_NUMBER, TYPES, Entry, Scope, ToolCall, microseconds, moment
 from .archive import COLD, LABEL, filled
 from .schema import OWNER_SHIFT
@@ -124,7 +125,7 @@ def entry_of(row: Sequence[Any], *, scope: Scope) -> tuple[Entry, str]:
         tags=tuple(json.loads(row[15])) if row[15] else (),
         category=row[16],
         source=row[17],
-        importance=row[18],
+        importance=row[18] if row[18] >= 0 else worth(row[10], role=row[7], name=row[8]),
         provenance=row[19],
         trust=row[20],
         sources=tuple(json.loads(row[21])) if row[21] else (),

@@ -2,6 +2,8 @@
 
 There is no postings table: an owner's inverted index is built in RAM from these rows (`rules.lexical.Postings`), which
 are one range scan. Figures for the choice: docs/architecture.md.
+
+A turn's row has no terms until its text is analysed (`rules.analysis`); until then, they are worked out for whoever asks.
 """
 
 from __future__ import annotations
@@ -9,8 +11,12 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
+from typing import cast
 
-from ...protocols import Feature
+from ...protocols import WORDS, Feature, Record
+from ...rules.analysis import recorded
+from ...types import Entry, Scope
+from . import entries
 from .schema import OWNER_SHIFT
 
 _COLUMNS = (
@@ -37,4 +43,39 @@ def load(db: sqlite3.Connection, owner: int, numbers: Sequence[int] | None = Non
         ("", ()) if numbers is None else ("no IN (SELECT value FROM json_each(?)) AND", (json.dumps(numbers),))
     )
     query = f"SELECT {_COLUMNS} FROM features WHERE {chosen} no >= ? AND no < ? ORDER BY no"
-    return db.execute(query, (*given, low, high)).fetchall()
+    found: list[Feature] = db.execute(query, (*given, low, high)).fetchall()
+    left = [feature[0] for feature in found if feature[WORDS] < 0]
+    if left:
+        whole = {entry.number: recorded(entry) for entry in _read(db, left)}
+        found = [_completed(f, whole[f[0]]) if f[0] in whole else f for f in found]
+    return found
+
+
+def _completed(feature: Feature, record: Record) -> Feature:
+    *own, _, _, _, _, cold, _ = feature
+    found = (record.entry.importance, record.words, record.traits, record.called, cold, record.terms)
+    return cast("Feature", (*own, *found))
+
+
+def left(db: sqlite3.Connection, *, limit: int) -> list[Entry]:
+    """Entries of any owner, up to *limit*, whose texts were not analysed yet."""
+    numbers = [n for (n,) in db.execute("SELECT no FROM features WHERE words < 0 ORDER BY no LIMIT ?", (limit,))]
+    return _read(db, numbers) if numbers else []
+
+
+def complete(db: sqlite3.Connection, records: Iterable[Record]) -> None:
+    """Put what was found in the texts of entries, unless they were changed meanwhile."""
+    rows = [
+        (r.words, r.traits, r.called, r.terms, r.entry.importance, r.entry.number, r.entry.version) for r in records
+    ]
+    same = "no = ?6 AND EXISTS (SELECT 1 FROM entries e WHERE e.no = ?6 AND e.version = ?7)"
+    found = "words = ?1, traits = ?2, called = ?3, terms = ?4, importance = ?5"
+    db.executemany(f"UPDATE features SET {found} WHERE words < 0 AND {same}", rows)
+    judged = [row[4:] for row in rows]
+    db.executemany("UPDATE entries SET importance = ? WHERE no = ? AND version = ? AND importance < 0", judged)
+
+
+def _read(db: sqlite3.Connection, numbers: Sequence[int]) -> list[Entry]:
+    anyone = Scope(session_id="-")  # what a text says is the same for all
+    query = f"{entries.SELECT} WHERE e.no IN (SELECT value FROM json_each(?))"
+    return [entries.entry_of(row, scope=anyone)[0] for row in db.execute(query, (json.dumps(numbers),))]

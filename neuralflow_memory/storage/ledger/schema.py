@@ -261,6 +261,11 @@ def _m014_reindex(db: sqlite3.Connection) -> None:
     """Nothing: older versions must not open a folder that may hold vectors of two models, which `vectors` tells of."""
 
 
+def _m015_analysis(db: sqlite3.Connection) -> None:
+    # Of whose texts nothing is told yet.
+    db.execute("CREATE INDEX IF NOT EXISTS features_unanalysed ON features (no) WHERE words < 0")
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _m001_tables,
     _m002_working_memory,
@@ -276,6 +281,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _m012_in_any_order,
     _m013_heads,
     _m014_reindex,
+    _m015_analysis,
 )
 
 

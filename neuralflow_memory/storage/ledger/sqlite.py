@@ -912,8 +912,17 @@ class SqliteLedger:
 
     def features(self, owner: int, numbers: Sequence[int] | None = None) -> list[Feature]:
         """What search reads of all of an owner's entries, or of those with *numbers*."""
+        return self._at_one_moment(lambda db: fulltext.load(db, owner, numbers))
+
+    def unanalysed(self, *, limit: int) -> list[Entry]:
+        """Entries of any owner, up to *limit*, whose texts were not analysed yet."""
         with self._db.read() as db:
-            return fulltext.load(db, owner, numbers)
+            return fulltext.left(db, limit=limit)
+
+    def analysed(self, records: Sequence[Record]) -> None:
+        """Put what was found in the texts of entries, but of those that were changed meanwhile."""
+        with self._db.lock, self._db.write() as db:
+            fulltext.complete(db, records)
 
     def session_number(self, scope: Scope) -> int | None:
         """The number that `features` show for a session."""

@@ -24,11 +24,13 @@ def mark(db: sqlite3.Connection, rows: Iterable[tuple[int, bytes, int]]) -> None
 
 
 def mark_all(db: sqlite3.Connection, *, again: bool = True) -> None:
-    """Mark every entry that belongs into the vector index; with *again* False those that are marked stay as they are."""
-    otherwise = "REPLACE" if again else "IGNORE"
-    db.execute(
-        f"INSERT OR {otherwise} INTO dirty (no, key, version) SELECT no, key, version FROM entries WHERE codec = 0"
-    )
+    """Mark every entry that belongs into the vector index. Those that are marked are tried again, unless *again* is False.
+
+    They stay as old as they are: who waits for them goes by that.
+    """
+    if again:
+        db.execute("UPDATE dirty SET attempts = 0, retry_at = 0, error = NULL")
+    db.execute("INSERT OR IGNORE INTO dirty (no, key, version) SELECT no, key, version FROM entries WHERE codec = 0")
 
 
 _GONE = "NOT EXISTS (SELECT 1 FROM entries e WHERE e.no = dirty.no AND e.codec = 0)"
@@ -88,7 +90,7 @@ def next_model(db: sqlite3.Connection) -> tuple[int, str, int] | None:
 def missing(db: sqlite3.Connection, model: int, *, after: int, limit: int) -> list[int]:
     """Numbers above *after* of entries with words that have no vector by *model*, in order."""
     rows = db.execute(
-        f"SELECT f.no FROM features f WHERE f.no > ? AND f.words > 0 AND f.cold = 0 "
+        f"SELECT f.no FROM features f WHERE f.no > ? AND f.words != 0 AND f.cold = 0 "
         f"AND NOT EXISTS (SELECT 1 FROM vectors v WHERE v.no = {place(1, model)} * f.no) ORDER BY f.no LIMIT ?",
         (after, limit),
     )
@@ -99,7 +101,7 @@ def counted(db: sqlite3.Connection, model: int) -> tuple[int, int]:
     """How many entries have a vector by *model*, and how many are to have one."""
     done, total = db.execute(
         "SELECT count(v.no), count(*) FROM features f "
-        f"LEFT JOIN vectors v ON v.no = {place(1, model)} * f.no WHERE f.words > 0 AND f.cold = 0"
+        f"LEFT JOIN vectors v ON v.no = {place(1, model)} * f.no WHERE f.words != 0 AND f.cold = 0"
     ).fetchone()
     return done, total
 
