@@ -274,7 +274,7 @@ class Stack(RuleBasedStateMachine):
         """Entries that were found, prompts, and scores with their shares."""
         chat = self.chat(process, user)
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.simplefilter("error", RuntimeWarning)
             hits = [chat.search(question, k=50) for question in QUESTIONS]
             earlier = self.clock() - timedelta(hours=20)
             hits += [chat.search(QUESTIONS[0], k=50, as_of=when) for when in (earlier, "ever")]

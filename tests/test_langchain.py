@@ -369,7 +369,7 @@ def test_memories_without_ids_never_share_a_session(memory):
 def test_our_classes_warn_of_nothing(session):
     """The host deprecates its own default history; ours never makes one."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", DeprecationWarning)
         NeuralFlowMemory(session).save_context({"input": "hi"}, {"output": "hello"})
         NeuralFlowChatMessageHistory(session).add_user_message("hi")
         NeuralFlowRetriever(session=session)

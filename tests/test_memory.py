@@ -115,7 +115,7 @@ def test_closing_under_load_raises_closed_errors_only(opened):
         memory.close()
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         in_threads(*[lambda own=own: work(own) for own in range(6)], close)
     with opened() as again:
         stored = [m.id for m in again.session("chat", user_id="ada").messages()]

@@ -196,7 +196,7 @@ def test_a_wrong_vector_is_not_kept(memory, embedder):
     assert kept(memory) == {}
     del embedder.embed_query
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         assert chat.search("sailing")[0].signals["dense"] > 0
 
 
@@ -210,7 +210,7 @@ def test_a_ledger_that_somebody_has_locked_does_not_hold_up_a_search(memory, emb
         other.execute("BEGIN IMMEDIATE")
         began = time.monotonic()
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.simplefilter("error", RuntimeWarning)
             assert chat.search("sailing?")[0].signals["dense"] > 0
         assert time.monotonic() - began < 5  # writers are far more patient
         later = threading.Timer(0.3, other.execute, ["COMMIT"])
@@ -231,7 +231,7 @@ def test_a_ledger_that_takes_nothing_does_not_fail_a_search(memory, embedder):
     with pytest.raises(StorageError):
         chat.add("Not written")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         assert found(chat.search("sailing?"))[0] == "Sailing on Sunday"
     assert kept(memory) == {}
     writer.execute("PRAGMA query_only = OFF")
