@@ -36,7 +36,8 @@ _CHECK_PAUSE = 5.0  # the same, of asking a server that is down whether it is ba
 _TRIES_BEFORE_RAISING = 3  # failed passes in a row after which flush() gives up waiting
 _LOOK_PAUSE = 0.25  # seconds between two looks at what other processes do
 _REOPENING_PAUSE = 5.0  # the same, of trying to open an index that could not be opened, or of asking a server how it is
-_AFTER_A_TURN = 0.05  # seconds for whoever wrote it to build the next prompt, before a thread takes it up
+_AFTER_A_TURN = 0.05  # seconds for whoever wrote it to build the next prompt, before it is embedded
+_ANALYSING_PAUSE = 0.25  # seconds between two looks whether texts are to be analysed
 _STALLED = 30.0  # seconds without progress of another process after which flush() gives up waiting
 _TO_BE_MADE_ANEW = (
     "to be made anew"  # the collection that the marks are about, when another process is to start a new one
@@ -107,8 +108,8 @@ class Core:
         self._analysing = threading.Lock()
         self._unanalysed = False
         """Whether texts were written that no thread has taken up yet."""
-        self._texts = _Signal()
         self._at_once = _Signal()
+        """Given by whoever waits for them."""
         self._failures = 0
         self._failure: Exception | None = None
         """The last one of indexing."""
@@ -160,26 +161,28 @@ class Core:
     def _changed(self) -> None:
         self._wake.give()
         self._unanalysed = True
-        self._texts.give()
 
     # -- analysing
 
     def _analyse(self) -> None:
-        """Analyse what a crash or an earlier process left, then texts a moment after they were written; a thread's work."""
-        pause = _AFTER_A_TURN
+        """Analyse what a crash or an earlier process left, then texts a moment after they were written; a thread's work.
+
+        Who writes does not wake it: that would cost a turn more than it costs to look, four times a second.
+        """
+        due = 0.0
         while not self.parts.closing:
-            if self._texts.wait(pause):
-                self._at_once.wait(_AFTER_A_TURN)
+            self._at_once.wait(_ANALYSING_PAUSE)
+            self._do(self.parts.write_questions)
+            if not self._unanalysed and time.monotonic() < due:
+                continue
             with self._analysing:
-                self._texts.clear()
                 self._unanalysed = False  # first: what is written from now on may be too late for this time
                 try:
                     analyse(self.parts)
-                    pause = _LONGEST_PAUSE
+                    due = time.monotonic() + _LONGEST_PAUSE
                 except Exception as error:  # they stay as they are, and are tried again
                     self._note("analysing", error)
-                    pause = 1.0
-            self._at_once.clear()
+                    due = time.monotonic() + 1.0
             self._moved.give()
 
     # -- indexing
@@ -487,11 +490,11 @@ class Core:
         ledger = self.parts.ledger
         while (self._unanalysed or self._folding) and not self.parts.closing and written_by is None:
             if self._unanalysed:
-                self._texts.give()
                 self._at_once.give()
             self._moved.wait(0.05)
         with self._analysing:
             analyse(self.parts)  # raises what keeps the thread from doing it
+        self.parts.write_questions()
         if self._open_store is None:
             return
         self._failures = 0
@@ -591,7 +594,7 @@ class Core:
                 with suppress(StorageError):
                     parts.store.reset(model_id=parts.model_id, dimensions=known[1])
         self.parts.residents.look()  # so that RAM holds nothing of before
-        self._texts.give()
+        self._unanalysed = True
         self._wake.give()
         self._hurry.give()
         return done
@@ -609,7 +612,6 @@ class Core:
         if self.parts.closing or os.getpid() != self.pid:
             return
         self.parts.closing = True
-        self._texts.give()
         self._at_once.give()
         self._wake.give()
         self._hurry.give()
@@ -622,6 +624,7 @@ class Core:
         self.patient_workers.close()
         with suppress(Exception):  # what is not written down is not counted
             self.parts.write_uses()
+            self.parts.write_questions()
         if self.parts.store is not None:
             self.parts.store.close()
         self._lock.release()  # another may go on at once

@@ -257,6 +257,17 @@ class Appended:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A question that was embedded: a hash of it, the vector (float32 bytes), and the owner's epoch before that."""
+
+    scope: Scope
+    digest: bytes
+    model: str
+    vector: bytes
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class StoredWindow:
     """A session's window as stored: its entries in order, its summary, and what a fold compares against.
 
@@ -1101,13 +1112,16 @@ class Ledger(Protocol):
         ...
 
     def question(self, scope: Scope, digest: bytes) -> tuple[bytes | None, int]:
-        """The vector kept of a question, by content hash, None where there is none; and the owner's erase epoch."""
+        """The vector kept of a question, by content hash, None where there is none; and the owner's epoch.
+
+        It is another one once the owner's questions were forgotten.
+        """
         ...
 
-    def keep_question(self, scope: Scope, digest: bytes, *, model: str, vector: bytes, erase_epoch: int) -> None:
-        """Keep the vector of a question, of which an owner has a bounded number, until something of the owner is deleted.
+    def keep_questions(self, asked: Iterable[Asked]) -> None:
+        """Keep the vectors of questions, of which an owner has a bounded number, until something of the owner is deleted.
 
-        Not if it is none of the model's, or if the owner was erased since *erase_epoch*. Raises `StorageError` rather than
+        Not those that are none of their model's, or of an owner who has another epoch now. Raises `StorageError` rather than
         wait for somebody who has the file locked.
         """
         ...

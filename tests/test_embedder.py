@@ -24,7 +24,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def embedder():
-    return SentenceTransformerEmbedder(device="cpu")
+    embedder = SentenceTransformerEmbedder(device="cpu")
+    embedder.load()  # before any test changes how that is done
+    return embedder
 
 
 def test_constructing_imports_nothing():

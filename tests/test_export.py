@@ -782,6 +782,7 @@ def test_memory_stays_small_both_ways(opened, tmp_path):
     peaks = []
     for size in (250, 2000):
         chat.add([Message("user", f"Turn {n}", id=f"{size}-{n}", payload={"raw": "x" * 3000}) for n in range(size)])
+        memory.flush()
         file = tmp_path / f"{size}.jsonl"
         out = peak(lambda f=file: memory.export(f))
         other = opened(tmp_path / f"o{size}", **unfolded)

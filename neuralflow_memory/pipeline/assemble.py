@@ -24,8 +24,8 @@ from .ingest import own_copy
 from .parts import Parts
 from .resident import Window
 from .search import LONGEST_QUERY, Conditions, ranked, turns_before
+from .tasks import Shown, shown_until
 from .tasks import shown as shown_tasks
-from .tasks import shown_until
 
 _HITS_FROM = (MemoryType.SHORT_TERM, MemoryType.LONG_TERM, MemoryType.EPISODIC)
 _CUT = " […]"
@@ -138,7 +138,9 @@ def context(
         parts.used(built.quoted)
         return _sent(parts, scope, window, _own(built.context), reserve_tokens=reserve_tokens)
     now, holds = parts.clock(), Holds()
-    entries = [_as_given(parts, e, given.get(e.id)) for e in stored if only is None or e.id in only]
+    entries = stored
+    if given or only is not None:
+        entries = [_as_given(parts, e, given.get(e.id)) for e in stored if only is None or e.id in only]
     messages = [given.get(e.id) or e.message for e in entries]
     plan = _Plan(budget, entries, messages, units(messages, pending_calls=pending_calls), given=given)
     for unit in plan.units:
@@ -152,9 +154,11 @@ def context(
     needed = set(plan.chosen)
     unsent = _pinned(plan)
     blocks = Blocks(parts, together=parts.settings.context.hits_placement == "start")
-    open_tasks, notes = shown_tasks(tasks, now=now, open_max_age=parts.settings.tasks.open_max_age)
-    holds.end(shown_until(tasks, now=now, open_max_age=parts.settings.tasks.open_max_age))
-    blocks.take_tasks(open_tasks, room=min(int(caps.task * scale), plan.left))
+    notes: Sequence[Shown] = ()
+    if tasks:
+        open_tasks, notes = shown_tasks(tasks, now=now, open_max_age=parts.settings.tasks.open_max_age)
+        holds.end(shown_until(tasks, now=now, open_max_age=parts.settings.tasks.open_max_age))
+        blocks.take_tasks(open_tasks, room=min(int(caps.task * scale), plan.left))
     blocks.take_summary(summary, unsent, room=min(int(caps.summary * scale), plan.left - blocks.cost))
     quoted = {e.key for e in unsent if line_of(e) in blocks.summary}
     for row, entry in enumerate(entries):
@@ -530,18 +534,14 @@ def _own(context: Context) -> Context:
 
 def _reported(plan: _Plan, blocks: Blocks) -> list[Candidate]:
     """Every candidate, in the order of the prompt's parts."""
-    turns = [
-        Candidate(
-            "system" if e.role in ("system", "developer") else "turn",
-            e.id,
-            plan.costs.get(row, e.tokens),
-            row in plan.chosen,
-            plan.reasons.get(row, "older than what fits"),
-        )
-        for row, e in enumerate(plan.entries)
-    ]
-    order = ("task", "summary", "turn", "note", "hit")
-    return sorted((*blocks.report, *turns), key=lambda c: 0 if c.part == "system" else 1 + order.index(c.part))
+    found: dict[str, list[Candidate]] = {"system": [], "task": [], "summary": [], "turn": [], "note": [], "hit": []}
+    for candidate in blocks.report:
+        found[candidate.part].append(candidate)
+    for row, e in enumerate(plan.entries):
+        part: Literal["system", "turn"] = "system" if e.role in ("system", "developer") else "turn"
+        cost, reason = plan.costs.get(row, e.tokens), plan.reasons.get(row, "older than what fits")
+        found[part].append(Candidate(part, e.id, cost, row in plan.chosen, reason))
+    return [candidate for part in found.values() for candidate in part]
 
 
 __all__ = ["checked_tokens", "context", "report_usage"]

@@ -70,35 +70,40 @@ class Blocks:
     notes: list[str] = field(default_factory=list)
     quotes: list[Quote] = field(default_factory=list)
     report: list[Candidate] = field(default_factory=list)
+    _texts: tuple[str, str] | None = None
+    """Of both blocks, as the sections are."""
 
     @property
     def front(self) -> Message | None:
         """What stands after the host's instructions."""
-        text = self._front_text()
+        text, _ = self._written_out()
         return Message("system", text, metadata=dict([INJECTED])) if text else None
 
     @property
     def end(self) -> Message | None:
         """What stands before the newest user turn. Of the user's role: some models take no system message there."""
-        text = self._end_text()
+        _, text = self._written_out()
         return Message("user", text, metadata=dict([INJECTED])) if text else None
 
     @property
     def cost(self) -> int:
         """Tokens of both blocks."""
-        texts = (self._front_text(), self._end_text())
-        return sum(MESSAGE_OVERHEAD + self.parts.count_again(text) for text in texts if text)
+        return sum(MESSAGE_OVERHEAD + self.parts.count_again(text) for text in self._written_out() if text)
 
-    def _front_text(self) -> str:
-        sections = (_section(_TASKS, self.tasks), _section(_SUMMARY, self.summary))
-        return "\n\n".join(filter(None, (*sections, *(self._volatile() if self.together else ()))))
+    def _written_out(self) -> tuple[str, str]:
+        """The texts of both blocks."""
+        if self._texts is None:
+            by_time = sorted(self.quotes, key=lambda q: (q.hit.entry.created_at, q.hit.entry.number))
+            front = [_section(_TASKS, self.tasks), _section(_SUMMARY, self.summary)]
+            end = [_section(_NOTES, self.notes), _section(_HITS, [q.line for q in by_time])]
+            if self.together:
+                front, end = front + end, []
+            self._texts = "\n\n".join(filter(None, front)), "\n\n".join(filter(None, end))
+        return self._texts
 
-    def _end_text(self) -> str:
-        return "" if self.together else "\n\n".join(filter(None, self._volatile()))
-
-    def _volatile(self) -> tuple[str, str]:
-        by_time = sorted(self.quotes, key=lambda q: (q.hit.entry.created_at, q.hit.entry.number))
-        return _section(_NOTES, self.notes), _section(_HITS, [q.line for q in by_time])
+    def _put(self, section: str, lines: Iterable[Any]) -> None:
+        setattr(self, section, list(lines))
+        self._texts = None
 
     def take_tasks(self, tasks: Sequence[Shown], *, room: int) -> None:
         """Take tasks; where there is no room for all, their oldest notes go first, then those that are over, oldest first."""
@@ -123,21 +128,21 @@ class Blocks:
         text = summary.content if summary is not None else ""
         limit = self.cost + room
         extra = [line_of(e) for e in pinned]
-        self.summary = [*(shown(summary).splitlines() if summary is not None else []), *extra]
+        self._put("summary", [*(shown(summary).splitlines() if summary is not None else []), *extra])
         whole = self.cost <= limit
         said = text
         if not whole:
-            self.summary = [*text.splitlines(), *extra]
+            self._put("summary", [*text.splitlines(), *extra])
         while not whole and self.summary and (over := self.cost - limit) > 0:
             if said:
                 said = self.parts.shortened(text, max(0, self.parts.count_again(said) - over))
             else:
                 extra = extra[1:]
-            self.summary = [*said.splitlines(), *extra]
+            self._put("summary", [*said.splitlines(), *extra])
         if summary is not None:
             reason = "covers the turns before the window" if whole else "cut to its share of the budget"
             own = self.summary[: len(self.summary) - len(extra)]
-            cost = self.tokens(own or text.splitlines())
+            cost = self.parts.count_lines("\n".join(own) or text)
             self.report.append(Candidate("summary", summary.id, cost, bool(own), reason))
 
     def take_notes(self, notes: Sequence[Shown], *, room: int) -> None:
@@ -160,10 +165,10 @@ class Blocks:
                     continue
                 written = self._written(quote, sent=sent)
                 if written.cost <= left:
-                    self.quotes.append(written)
+                    self._put("quotes", [*self.quotes, written])
                     left -= written.cost
         while self.quotes and self.cost > limit:  # tokens of joined lines are not quite the sum of the lines'
-            self.quotes.pop()
+            self._put("quotes", self.quotes[:-1])
         taken = {q.hit.entry.key: q for q in self.quotes}
         for quote in quotes:
             written = taken.get(quote.hit.entry.key, quote)
@@ -186,10 +191,9 @@ class Blocks:
 
     def shrink(self) -> bool:
         """Give up a line of what matters least; False when nothing is left."""
-        section: list[Any]
-        for section in (self.quotes, self.notes, self.summary, self.tasks):
-            if section:
-                section.pop()
+        for section in ("quotes", "notes", "summary", "tasks"):
+            if lines := getattr(self, section):
+                self._put(section, lines[:-1])
                 return True
         return False
 
@@ -199,14 +203,14 @@ class Blocks:
             return set()
         limit = self.cost + room
         kept = set(range(len(lines)))
-        setattr(self, name, list(lines))
+        self._put(name, lines)
         going = iter(order)
         while kept and (over := self.cost - limit) > 0:
             while kept and over > 0:
                 place = next(going)
                 kept.discard(place)
                 over -= self.tokens([lines[place]]) - MESSAGE_OVERHEAD
-            setattr(self, name, [lines[n] for n in sorted(kept)])
+            self._put(name, [lines[n] for n in sorted(kept)])
         return kept
 
     def tokens(self, lines: Sequence[str]) -> int:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._json import copied
 from ..protocols import Cache, Ledger, LocalCache, Noted
-from ..types import Entry, Hit, Scope, microseconds, utc
+from ..types import Entry, Hit, Scope, changed, microseconds, utc
 
 if TYPE_CHECKING:
     from .parts import Parts
@@ -282,7 +282,7 @@ def own(entry: Entry) -> Entry:
         changes["blocks"] = tuple(copied(entry.blocks, what="blocks"))
     if entry.tool_calls:
         changes["tool_calls"] = tuple(replace(c, args=copied(c.args, what="args")) for c in entry.tool_calls)
-    return replace(entry, **changes)
+    return changed(entry, **changes)
 
 
 def forget(parts: Parts, scope: Scope) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import groupby
 from typing import TypeVar
 
@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .._failpoints import failpoint
-from ..errors import StorageError, StorageFull
-from ..protocols import Dirty
+from ..errors import EmbeddingError, StorageFull
+from ..protocols import Asked, Dirty
 from ..rules.vectors import unit_rows
 from ..types import Entry, Scope, microseconds
 from .parts import EmbeddingModel, Parts
@@ -212,8 +212,10 @@ def embed_now(parts: Parts, scope: Scope) -> None:
         _embed(parts, [e for e in pending_now if e.tier == "warm"])
 
 
-def embed_question(parts: Parts, scope: Scope, text: str, *, model: EmbeddingModel | None = None) -> Vector:
-    """The unit vector of a question, by *model* or by that in use.
+def embed_question(
+    parts: Parts, scope: Scope, text: str, *, model: EmbeddingModel | None = None, dimensions: int | None = None
+) -> Vector:
+    """The unit vector of a question, by *model* or by that in use, whose vectors have so many *dimensions*, as far as is known.
 
     Of the newest 256 that a user asked it is kept in the ledger, under a hash that is bound to the user and the model: asked
     again, also after a restart, they are not embedded. They are forgotten when anything of that user is changed or deleted.
@@ -221,12 +223,15 @@ def embed_question(parts: Parts, scope: Scope, text: str, *, model: EmbeddingMod
     model = model or parts.model
     assert model is not None
     digest = parts.ledger.content_hash(scope, text=text, model_id=model.id)
-    kept, erase_epoch = parts.ledger.question(scope, digest)
+    kept, epoch = parts.ledger.question(scope, digest)
+    kept = kept or parts.asked_before(digest, epoch=epoch)
     if kept is not None:
         return np.frombuffer(kept, np.float32)
     vector: Vector = unit_rows([model.embedder.embed_query(text)], rows=1)[0]
-    with suppress(StorageError):  # a ledger that can't be written to is no reason not to search
-        parts.ledger.keep_question(scope, digest, model=model.id, vector=vector.tobytes(), erase_epoch=erase_epoch)
+    if dimensions is not None:
+        if len(vector) != dimensions:
+            raise EmbeddingError(f"its vectors have {len(vector)} numbers, and those of this folder {dimensions}")
+        parts.asked(Asked(scope, digest, model.id, vector.tobytes(), epoch))
     return vector
 
 

@@ -69,7 +69,7 @@ def append(
     records = [turn(parts, scope, m, now=now) for m in listed(messages)]
     if not records:
         return None
-    resident = parts.resident(scope)
+    resident = parts.resident(scope, look=False)  # whoever reads will look, and the ledger knows what comes next
     with resident.lock:
         window = parts.window(scope)
         try:
@@ -335,7 +335,7 @@ def turn(parts: Parts, scope: Scope, message: Message, *, now: datetime) -> Reco
 
 def take(parts: Parts, scope: Scope, written: Sequence[Record], *, session: int) -> None:
     """Bring what is in RAM up to date with records that were just written; hold the resident's lock."""
-    resident = parts.resident(scope)
+    resident = parts.residents.unused(scope)
     resident.put(record.feature(session=session) for record in written)
     turns = [r.entry for r in written if r.entry.position is not None]
     if not turns or scope.session_id is None:

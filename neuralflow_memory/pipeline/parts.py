@@ -5,16 +5,18 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 from weakref import WeakValueDictionary
 
 from ..config import Settings
+from ..errors import StorageError
 from ..protocols import (
     AccessPolicy,
     Archive,
+    Asked,
     Clock,
     Embedder,
     EntryStore,
@@ -36,6 +38,7 @@ from .cached import Hot
 from .resident import Resident, Residents, Window
 
 _USES = 512  # entries whose uses are gathered in RAM before they are written down
+_ASKED = 256  # questions that are gathered likewise
 _HALVING_DAYS = 30.0  # where no option says how fast uses fade
 
 
@@ -68,7 +71,7 @@ class Parts:
         later: Called with what is to be done in the background, once.
         tally: Counts of what happened since the memory was opened, for `stats()`.
         excerpt: As much of a text as fits so many tokens: the sentences that say most about a question.
-        count_again: Counts text that is likely to be asked for again: summaries, quotes.
+        count_again: Counts text that is likely to be asked for again: summaries, quotes. `count_lines` does so line by line.
         shortened: A summary cut to so many tokens, without a model; also likely to be asked for again.
         trouble: The last failure of background work, for `stats()`.
         state_rules: What the states of sessions may be, where a session has no rules of its own.
@@ -112,14 +115,20 @@ class Parts:
     """`Residents.prices` when they were read."""
     _uses: dict[int, tuple[int, int]] = field(default_factory=dict)
     """How often entries were used, and when last, since that was written down."""
+    _asked: dict[bytes, Asked] = field(default_factory=dict)
+    """Questions that were embedded since they were written down, by their hashes."""
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _folds: WeakValueDictionary[Scope, threading.Lock] = field(default_factory=WeakValueDictionary)
     count_again: Callable[[str], int] = field(init=False)
+    count_lines: Callable[[str], int] = field(init=False)
     shortened: Callable[[str, int], str] = field(init=False)
     excerpt: Callable[[str, str, int], str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.count_again = lru_cache(maxsize=4096)(self.counter.count)
+        self.count_lines = lru_cache(maxsize=256)(
+            lambda text: sum(self.count_again(f"{line}\n") for line in text.splitlines())
+        )
         self.excerpt = lru_cache(maxsize=256)(partial(excerpt, count=self.count_again))
         self.shortened = lru_cache(maxsize=64)(
             lambda text, tokens: self.floor.summarize([], previous=text, max_tokens=tokens)
@@ -183,13 +192,42 @@ class Parts:
             days = self.settings.tiers.warm_tier_max_age_days or _HALVING_DAYS
             self.ledger.use(uses, halving=int(days * DAY))
 
-    def resident(self, scope: Scope) -> Resident:
+    def asked(self, question: Asked) -> None:
+        """Keep the vector of a question: in RAM, to be written down with others, so that no search waits for who writes."""
+        with self._guard:
+            self._asked[question.digest] = question
+            many = len(self._asked) == _ASKED
+        if many:
+            self.later(self.write_questions)
+
+    def asked_before(self, digest: bytes, *, epoch: int) -> bytes | None:
+        """The vector of a question that is still to be written down, if its owner is in the same epoch."""
+        question = self._asked.get(digest)
+        return None if question is None or question.epoch != epoch else question.vector
+
+    def write_questions(self) -> None:
+        """Write down what was asked. While the ledger takes nothing it waits, and makes room for what is asked later."""
+        with self._guard:
+            asked = list(self._asked.values())
+        if not asked:
+            return
+        done = 0
+        with suppress(StorageError):  # it costs an embedding, and no search fails for it
+            self.ledger.keep_questions(asked)
+            done = len(asked)
+        with self._guard:
+            for question in asked[: max(done, len(self._asked) - _ASKED)]:
+                if self._asked.get(question.digest) is question:
+                    del self._asked[question.digest]
+
+    def resident(self, scope: Scope, *, look: bool = True) -> Resident:
         """The resident of the scope's owner, to be held by name and used under its lock.
 
+        It knows what other processes have written until now, or, without a *look*, what was seen of that before.
         With its last holder goes its lock, so `with parts.resident(scope).lock` is not enough. And it is the lock's own
         `with`, not one of a generator, because an interrupt between the two would leave it locked.
         """
-        return self.residents.of(scope)
+        return self.residents.of(scope, look=look)
 
     def window(self, scope: Scope) -> Window:
         """The session's window; for those who hold its resident's lock."""

@@ -513,7 +513,7 @@ def _version(line: _Versioned, *, scope: Scope) -> Entry:
         tokens=-1 if line.tokens is None else line.tokens,
     )
     if entry.role is not None:
-        _ = entry.message  # raises where it can't be one
+        replace(entry.message)  # raises where it can't be one
     return entry
 
 

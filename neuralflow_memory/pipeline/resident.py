@@ -313,7 +313,6 @@ class Residents:
         self.model_id = model_id
         self.whole = False
         self.prices = 0
-        self._version = ledger.data_version()
         _, _, self.seen = ledger.changes(None)
         self.moved: Callable[[Sequence[Noted] | None, int], None] = lambda _rows, _newest: None
         self._looking = threading.Lock()
@@ -322,8 +321,8 @@ class Residents:
         self._total = 0
         self._lock = threading.Lock()
 
-    def of(self, scope: Scope) -> Resident:
-        """The resident of the owner of *scope*, as one that is in use."""
+    def of(self, scope: Scope, *, look: bool = True) -> Resident:
+        """The resident of the owner of *scope*, as one that is in use; *look*: with what others have changed until now."""
         with self._lock:
             resident = self._found(scope)
             resident.used = self._clock()
@@ -334,7 +333,8 @@ class Residents:
             resident.uses += 1
             due = resident.weight == 0 or resident.uses % _WEIGH_EVERY == 0
         if not resident.lock._is_owned():  # type: ignore[attr-defined]
-            self.look()
+            if look:
+                self.look()
             if resident.news:
                 with resident.lock:
                     resident.catch_up()
@@ -345,10 +345,9 @@ class Residents:
     def look(self) -> None:
         """Tell the residents what others have changed since the last time."""
         with self._looking:
-            version = self._ledger.data_version()
-            if version == self._version:
-                return
             changes, noted, seen = self._ledger.changes(self.seen)
+            if seen == self.seen:
+                return
             if changes is None:
                 with self._lock:
                     residents = list(self._all.values())
@@ -362,7 +361,7 @@ class Residents:
                 None if changes is None else noted, seen
             )  # after residents: who sees a new head finds their news
             # At last, so that nothing is missed if this is interrupted; to be told twice does no harm.
-            self.seen, self._version = seen, version
+            self.seen = seen
 
     def _tell(self, change: Change) -> None:
         if change.owner is None:

@@ -75,8 +75,8 @@ def compared(
         now: Microseconds since 1970.
         seeds: How many entries to begin with where not all are compared.
     """
-    terms = term_ids(asked.text)
-    lexical = index.postings.bm25(terms, alive=counted)
+    matches = index.postings.matches(term_ids(asked.text), alive=counted)
+    lexical = index.postings.bm25(matches)
     fits = _fitting(index, asked) if asked.times else None
     meaning = _Meaning(index, question, near, counted=counted)
     if index.rows <= max(MOST_COMPARED, _PART * seeds):
@@ -88,7 +88,7 @@ def compared(
         rows = index.with_neighbours(np.concatenate(found), reach=REACH)
         starts = np.linspace(0, index.rows - _BLOCK, _SAMPLE).astype(np.int64)
         sample = (starts[:, None] + np.arange(_BLOCK)).ravel()
-    around = index.postings.around(terms, partial(index.neighbours, reach=_AROUND), rows, alive=counted)
+    around = index.postings.around(matches, partial(index.neighbours, reach=_AROUND), rows)
     relevant, signals = meaning.signals(rows, sample, exactly=exactly)
     signals |= {
         "lexical": ranking.relative(lexical)[rows],

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ClosedError, EmbeddingError, ModelMismatch, QueryError, ScopeError, brief
+from ..errors import ClosedError, ModelMismatch, QueryError, ScopeError, brief
 from ..rules import ranking
 from ..rules.filters import Filter, parse
 from ..rules.question import depends_on_day, understood
@@ -373,10 +373,7 @@ def _question(
                 embed_now(parts, scope)
         assert using is not None
         model = model or _known(parts, using)  # the first entries embedded make it known
-        given = embed_question(parts, scope, query, model=using)
-        if model is not None and model[1] != len(given):
-            raise EmbeddingError(f"its vectors have {len(given)} numbers, and those of this folder {model[1]}")
-        vector = given
+        vector = embed_question(parts, scope, query, model=using, dimensions=model[1] if model else None)
     return vector  # noqa: RET504 - None where the block above was left by an error
 
 

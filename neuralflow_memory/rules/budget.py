@@ -83,6 +83,8 @@ def units(messages: Sequence[Message], *, pending_calls: bool = False) -> list[U
     refuses a prompt that holds one. With *pending_calls* a call at the very end may lack results: they are about to come.
     A result belongs to the newest call of its id that has none yet, so ids may be used again.
     """
+    if not any(m.tool_calls or m.role == "tool" for m in messages):
+        return [Unit((row,)) for row in range(len(messages))]
     waiting: dict[str, int] = {}
     results: dict[int, dict[str, int]] = {row: {} for row, m in enumerate(messages) if m.tool_calls}
     found: list[Unit] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,23 @@ Rows = npt.NDArray[np.int64]
 _MOST_AROUND = 16  # terms
 _MOST_TIMES = 255
 _MOST_LOOSE = 1 << 18  # terms of the tail: more take longer to look through than to merge now and then
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """Which documents hold the terms of a query, term by term, the terms that none holds left out.
+
+    Attributes:
+        docs: The documents of one term after those of another.
+        times: float32, how often each of them holds it.
+        bounds: Where the documents of a term begin; and, at last, where those of the last one end.
+        alive: As given to `Postings.matches`.
+    """
+
+    docs: npt.NDArray[np.int32]
+    times: npt.NDArray[np.float32]
+    bounds: npt.NDArray[np.int64]
+    alive: npt.NDArray[np.bool_] | None
 
 
 class Postings:
@@ -127,9 +146,49 @@ class Postings:
         self._live_length -= length
         self._tidy()
 
+    def matches(self, query_ids: Ids | Sequence[int], *, alive: npt.NDArray[np.bool_] | None = None) -> Matches:
+        """Look up the distinct terms of a query, for `bm25` and `around`, who take them in place of its ids.
+
+        Raises:
+            InputError: *alive* is not of shape (n,).
+        """
+        if alive is not None and alive.shape != (self._n,):
+            raise InputError(f"alive has shape {alive.shape}; give one flag for each of the {self._n} documents")
+        terms = np.array(sorted(set(np.asarray(query_ids, dtype=np.uint32).tolist())), np.uint32)
+        places = np.searchsorted(self._terms, terms).tolist()
+        tail = self._ids[self._tail : self._used]
+        owners = self._owners[: len(tail)]
+        docs: list[npt.NDArray[Any]] = [np.zeros(0, np.int32)]
+        times: list[npt.NDArray[Any]] = [np.zeros(0, np.uint8)]
+        term_of, packed = [0], [True]
+        for number, (place, term) in enumerate(zip(places, terms.tolist(), strict=True)):
+            if place < len(self._terms) and self._terms[place] == term:
+                here = slice(*self._bounds[place : place + 2].tolist())
+                docs.append(self._docs[here])
+                times.append(self._counts[here])
+                term_of.append(number)
+                packed.append(True)
+            if len(tail) and len(late := owners[tail == term]):
+                first = _firsts(late)  # a document's terms lie together
+                docs.append(late[first])
+                times.append(np.diff(first, append=len(late)))
+                term_of.append(number)
+                packed.append(False)
+        sizes = [len(some) for some in docs]
+        found, often = np.concatenate(docs), np.concatenate(times).astype(np.float32)
+        which = np.repeat(term_of, sizes)
+        kept = found >= 0  # what was removed from the tail left zeros, and zero may be a term
+        if self._stale:
+            kept &= self._packed[found] | ~np.repeat(packed, sizes)
+        if alive is not None:
+            kept &= alive[found]
+        found, often, which = found[kept], often[kept], which[kept]
+        first = _firsts(which)
+        return Matches(found, often, np.append(first, len(which)), alive)
+
     def bm25(
         self,
-        query_ids: Ids | Sequence[int],
+        query: Matches | Ids | Sequence[int],
         *,
         alive: npt.NDArray[np.bool_] | None = None,
         k1: float = 1.2,
@@ -140,7 +199,7 @@ class Postings:
         Sum over terms of ln(1 + (N - df + 0.5) / (df + 0.5)) * tf (k1 + 1) / (tf + k1 (1 - b + b len / avglen)).
 
         Args:
-            query_ids: Ids of the query's terms; repeats count once.
+            query: Ids of the query's terms; repeats count once. Or what they match.
             alive: Shape (n,); documents outside it score 0 and count neither in N nor in df nor in avglen.
             k1: How slowly repeats of a term saturate.
             b: How far long documents are marked down, 0..1.
@@ -148,26 +207,25 @@ class Postings:
         Returns:
             Scores of shape (n,), 0 for documents that match nothing or were removed.
         """
-        terms = np.unique(np.asarray(query_ids, dtype=np.uint32))
-        if alive is not None and alive.shape != (self._n,):
-            raise InputError(f"alive has shape {alive.shape}; give one flag for each of the {self._n} documents")
-        found = self._postings(terms, alive)
-        if alive is None:
+        found = query if isinstance(query, Matches) else self.matches(query, alive=alive)
+        if found.alive is None:
             number, total = self._live_count, self._live_length
         else:
-            number = int(np.count_nonzero(alive & self._live[: self._n]))
-            total = int(self._lengths[: self._n][alive].sum())
-        scores = np.zeros(self._n, np.float64)
-        for docs, counts in found:
-            idf = np.log1p((number - len(docs) + 0.5) / (len(docs) + 0.5))
-            norm = k1 * (1 - b) + (k1 * b * number / max(total, 1)) * self._lengths[docs]
-            scores[docs] += idf * (k1 + 1) * counts / (counts + norm)
+            number = int(np.count_nonzero(found.alive & self._live[: self._n]))
+            total = int(self._lengths[: self._n][found.alive].sum())
+        if not len(found.docs):
+            return np.zeros(self._n, np.float32)
+        having = np.diff(found.bounds)
+        idf = np.log1p((number - having + 0.5) / (having + 0.5))
+        norm = k1 * (1 - b) + (k1 * b * number / max(total, 1)) * self._lengths[found.docs]
+        each = np.repeat(idf * (k1 + 1), having) * found.times / (found.times + norm)
+        scores = np.bincount(found.docs, each, minlength=self._n)
         return scores.astype(np.float32)
 
     def around(
         self,
-        query_ids: Ids | Sequence[int],
-        neighbours: Callable[[Rows], Sequence[Rows]],
+        query: Matches | Ids | Sequence[int],
+        neighbours: Callable[[npt.NDArray[Any]], Sequence[Rows]],
         rows: Rows,
         *,
         alive: npt.NDArray[np.bool_] | None = None,
@@ -177,7 +235,7 @@ class Postings:
         """Score *rows* as if each document and its neighbours were one, e.g. a turn and those before and after it.
 
         Args:
-            query_ids: Ids of the query's terms; of many, the rarest count.
+            query: As for `bm25`; of many terms, the rarest count.
             neighbours: Given documents, arrays of the same shape, each naming a neighbour of every one, or -1. Being one is
                 mutual, and nobody is one's neighbour twice.
             rows: The documents to score; the average length is theirs.
@@ -188,10 +246,9 @@ class Postings:
         Returns:
             Scores of shape (len(rows),).
         """
-        terms = np.unique(np.asarray(query_ids, dtype=np.uint32))
-        found = [some for some in self._postings(terms, alive) if len(some[0])]
-        scores = np.zeros(len(rows), np.float32)
-        if not found:
+        matches = query if isinstance(query, Matches) else self.matches(query, alive=alive)
+        alive, scores = matches.alive, np.zeros(len(rows), np.float32)
+        if not len(matches.docs):
             return scores
         there_is = self._live[: self._n] if alive is None else alive & self._live[: self._n]
         scored = there_is[rows]
@@ -204,7 +261,9 @@ class Postings:
         norm = k1 * (1 - b) + np.float32(k1 * b / max(average, 1e-6)) * lengths
         number = int(np.count_nonzero(there_is))
         together = np.zeros(self._n, np.float32)
-        for docs, times in sorted(found, key=lambda some: len(some[0]))[:_MOST_AROUND]:
+        found = [slice(*ends) for ends in pairwise(matches.bounds.tolist())]
+        for here in sorted(found, key=lambda some: some.stop - some.start)[:_MOST_AROUND]:
+            docs, times = matches.docs[here], matches.times[here]
             together[docs] = times
             if len(docs) > len(rows):
                 at = together[rows]
@@ -214,7 +273,7 @@ class Postings:
                 # About so many have it, or a neighbour that does.
                 having = number * (1.0 - (1.0 - len(docs) / number) ** (1 + len(beside)))
             else:
-                touched = [docs]
+                touched: list[npt.NDArray[Any]] = [docs]
                 for there in neighbours(docs):
                     has = (there >= 0) & there_is[there]
                     together[there[has]] += times[has]  # no document comes twice, since being one is mutual
@@ -227,33 +286,6 @@ class Postings:
             scores += np.float32(idf * (k1 + 1)) * at / (at + norm)
         scores[~scored] = 0.0
         return scores
-
-    def _postings(
-        self, terms: Ids, alive: npt.NDArray[np.bool_] | None
-    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-        """Yield documents and frequencies of each of *terms*, which are distinct, in live documents."""
-        places = np.searchsorted(self._terms, terms)
-        tail = self._ids[self._tail : self._used]
-        owners = self._owners[: len(tail)]
-        for place, term in zip(places.tolist(), terms.tolist(), strict=True):
-            docs, counts = np.zeros(0, np.int64), np.zeros(0, np.float32)
-            if place < len(self._terms) and self._terms[place] == term:
-                here = slice(*self._bounds[place : place + 2].tolist())
-                docs, counts = self._docs[here].astype(np.int64), self._counts[here].astype(np.float32)
-                if self._stale:
-                    kept = self._packed[docs]
-                    docs, counts = docs[kept], counts[kept]
-            late = owners[tail == term]
-            if len(late):
-                first = _firsts(late)  # a document's terms lie together
-                new, times = late[first], np.diff(first, append=len(late))
-                there = new >= 0  # what was removed left zeros, and zero may be a term
-                docs = np.concatenate([docs, new[there].astype(np.int64)])
-                counts = np.concatenate([counts, times[there].astype(np.float32)])
-            if alive is not None:
-                kept = alive[docs]
-                docs, counts = docs[kept], counts[kept]
-            yield docs, counts
 
     def _put(self, doc: int, array: Ids) -> None:
         end = self._used + len(array)
@@ -327,4 +359,4 @@ def _grown(array: npt.NDArray[Any], needed: int) -> npt.NDArray[Any]:
     return larger
 
 
-__all__ = ["Ids", "Postings"]
+__all__ = ["Ids", "Matches", "Postings"]

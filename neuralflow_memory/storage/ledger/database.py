@@ -84,7 +84,7 @@ class Database:
         self.lock = threading.Lock()
         """Held by whoever writes."""
         self._closed = threading.Event()
-        with translated(path):
+        with _Translated(path):
             if path.exists():
                 self._check()
             self._writer = self._connect()
@@ -161,7 +161,7 @@ class Database:
 
     def vacuum(self) -> None:
         """Give the room that was freed back to the disk. Nobody can write meanwhile."""
-        with self.lock, translated(self.path):
+        with self.lock, _Translated(self.path):
             if self._closed.is_set():
                 raise ClosedError("the memory was closed; open it again with open_memory(...)")
             if self._writer.in_transaction:
@@ -171,7 +171,7 @@ class Database:
 
     def data_version(self) -> int:
         """A number that is another one once anybody has written. Asking costs some microseconds."""
-        with translated(self.path), self._watching:
+        with _Translated(self.path), self._watching:
             if self._closed.is_set():
                 raise ClosedError("the memory was closed; open it again with open_memory(...)")
             row = self._watcher.execute("PRAGMA data_version").fetchone()
@@ -179,7 +179,7 @@ class Database:
 
     def changes(self, after: int) -> list[tuple[int, int, int | None, int]]:
         """What anybody has changed since *after*: id, number, session and origin, in order."""
-        with translated(self.path), self._watching:
+        with _Translated(self.path), self._watching:
             if self._closed.is_set():
                 raise ClosedError("the memory was closed; open it again with open_memory(...)")
             query = "SELECT id, no, session, origin FROM changes WHERE id > ? ORDER BY id"
@@ -189,7 +189,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """A read connection of one's own; sees everything committed."""
-        with translated(self.path):
+        with _Translated(self.path):
             with self._readers_lock:
                 if self._closed.is_set():
                     raise ClosedError("the memory was closed; open it again with open_memory(...)")
@@ -212,7 +212,7 @@ class Database:
     def attached(self, other: Path, name: str) -> Iterator[sqlite3.Connection]:
         """A connection that notes no changes, in a transaction, which it leaves to be committed; *other* is there as *name*."""
         assert self.lock.locked()
-        with translated(self.path):
+        with _Translated(self.path):
             db = self._connect()
             try:
                 db.execute(f"PRAGMA busy_timeout = {int(_PATIENCE * 1000)}")
@@ -246,7 +246,7 @@ class Write:
     def __enter__(self) -> sqlite3.Connection:
         assert self._database.lock.locked()
         writer = self._database._writer
-        with translated(self._database.path):
+        with _Translated(self._database.path):
             if self._database._closed.is_set():
                 raise ClosedError("the memory was closed; open it again with open_memory(...)")
             if writer.in_transaction:
@@ -273,7 +273,7 @@ class Write:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         writer = self._database._writer
-        with translated(self._database.path):
+        with _Translated(self._database.path):
             try:
                 if error is None:
                     writer.execute("COMMIT")
@@ -286,28 +286,35 @@ class Write:
                 raise error  # to be translated
 
 
-@contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into this package's."""
-    try:
-        yield
-    except UnicodeEncodeError:
-        raise MessageError(
-            "a text (a name, an id, a tag, metadata) holds half of a surrogate pair, which no encoding can carry; decode it "
-            "with errors='replace' first"
-        ) from None
-    except sqlite3.Error as error:
-        text, where = str(error), str(path)
-        name = getattr(error, "sqlite_errorname", "")
-        if "FULL" in name or "full" in text:
-            raise StorageFull(
-                f"no space left for {where}; nothing was written: free some space and try again", path=where
-            ) from error
-        if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT") or "not a database" in text or "malformed" in text:
-            raise FolderError(
-                f"{where} is not a readable ledger ({text}); restore it from a backup, or choose another folder",
-                path=where,
-            ) from error
-        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            raise FolderInUse(f"{where} is locked by another process; try again", path=where, pid=None) from error
-        raise StorageError(f"the ledger {where} failed: {text}", path=where) from error
+class _Translated:
+    """Turns SQLite's errors into this package's."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, UnicodeEncodeError):
+            raise MessageError(
+                "a text (a name, an id, a tag, metadata) holds half of a surrogate pair, which no encoding can carry; decode "
+                "it with errors='replace' first"
+            ) from None
+        if isinstance(error, sqlite3.Error):
+            raise _ours(error, str(self._path)) from error
+
+
+def _ours(error: sqlite3.Error, where: str) -> StorageError:
+    text, name = str(error), getattr(error, "sqlite_errorname", "")
+    if "FULL" in name or "full" in text:
+        return StorageFull(f"no space left for {where}; nothing was written: free some space and try again", path=where)
+    if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT") or "not a database" in text or "malformed" in text:
+        return FolderError(
+            f"{where} is not a readable ledger ({text}); restore it from a backup, or choose another folder", path=where
+        )
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return FolderInUse(f"{where} is locked by another process; try again", path=where, pid=None)
+    return StorageError(f"the ledger {where} failed: {text}", path=where)

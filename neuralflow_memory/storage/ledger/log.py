@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ...errors import ConflictError, NotFound
 from ...protocols import OnConflict, Record, Texts
-from ...types import Entry, MemoryType, Scope, microseconds, same_content
+from ...types import Entry, MemoryType, Scope, changed, microseconds, same_content
 from . import archive, entries, extractions, fulltext, sessions, summaries, vectors
 from .schema import OWNER_SHIFT
 from .sessions import Head
@@ -69,7 +69,7 @@ def placed(head: Head, entry: Entry, *, version: int) -> Entry:
     if entry.type is MemoryType.SHORT_TERM:
         position = head.last_position = head.last_position + 1
     number = (head.owner << OWNER_SHIFT) | head.last_n
-    return replace(entry, number=number, seq=head.last_seq, version=version, position=position)
+    return changed(entry, number=number, seq=head.last_seq, version=version, position=position)
 
 
 def placed_below(db: sqlite3.Connection, head: Head, entry: Entry) -> Entry:

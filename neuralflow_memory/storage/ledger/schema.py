@@ -266,6 +266,11 @@ def _m015_analysis(db: sqlite3.Connection) -> None:
     db.execute("CREATE INDEX IF NOT EXISTS features_unanalysed ON features (no) WHERE words < 0")
 
 
+def _m016_forgotten_questions(db: sqlite3.Connection) -> None:
+    # How often an owner's questions were forgotten: one that was asked before is not to be kept after that.
+    db.execute("ALTER TABLE owners ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0")
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _m001_tables,
     _m002_working_memory,
@@ -282,6 +287,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _m013_heads,
     _m014_reindex,
     _m015_analysis,
+    _m016_forgotten_questions,
 )
 
 

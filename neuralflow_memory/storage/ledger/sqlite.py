@@ -20,6 +20,7 @@ from ...errors import ArchiveError, BackupError, ConflictError, EmbeddingError, 
 from ...protocols import (
     Appended,
     Archive,
+    Asked,
     Became,
     Block,
     Change,
@@ -65,6 +66,7 @@ from .sessions import KNOWLEDGE, Head
 
 T = TypeVar("T")
 _CHUNK = 500
+_json = json.JSONEncoder(ensure_ascii=False).encode
 _HELD = 1 << 61  # the `retry_at` of a mark on hold
 
 
@@ -180,7 +182,7 @@ class SqliteLedger:
     def key(self, scope: Scope, *, id: str, knowledge: bool = False) -> str:
         """The key of an entry: opaque, bound to its scope, the same wherever it is computed in this folder."""
         session = KNOWLEDGE if knowledge else scope.session_id
-        text = json.dumps([*scope.owner, session, id], ensure_ascii=False)
+        text = f"{sessions.owner_key(scope)[:-1]}, {_json(session)}, {_json(id)}]"  # a list, as JSON
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16, key=self._secret).hexdigest()
 
     def partition(self, scope: Scope) -> str:
@@ -1098,21 +1100,25 @@ class SqliteLedger:
             return vectors.cached(db, hashes)
 
     def question(self, scope: Scope, digest: bytes) -> tuple[bytes | None, int]:
-        """The vector kept of a question, by content hash, None where there is none; and the owner's erase epoch."""
+        """The vector kept of a question, by content hash, None where there is none; and the owner's epoch."""
+        known = (
+            "SELECT erase_epoch + forgotten, (SELECT vector FROM questions WHERE hash = ?) FROM owners WHERE key = ?"
+        )
         with self._db.read() as db:
-            row = db.execute("SELECT erase_epoch FROM owners WHERE key = ?", (sessions.owner_key(scope),)).fetchone()
-            return vectors.question(db, digest), 0 if row is None else row[0]
+            row = db.execute(known, (digest, sessions.owner_key(scope))).fetchone()
+        return (None, 0) if row is None else (row[1], row[0])
 
-    def keep_question(self, scope: Scope, digest: bytes, *, model: str, vector: bytes, erase_epoch: int) -> None:
-        """Keep the vector of a question among the newest 256 of its owner; not if the owner was erased since *erase_epoch*.
+    def keep_questions(self, asked: Iterable[Asked]) -> None:
+        """Keep the vectors of questions among the newest 256 of their owners, unless an owner has another epoch now.
 
         Waits for nobody who has the file locked: raises `FolderInUse` at once.
         """
+        same = "SELECT id FROM owners WHERE key = ? AND erase_epoch + forgotten = ?"
         with self._db.lock, self._db.write(patience=0) as db:
-            same = "SELECT id FROM owners WHERE key = ? AND erase_epoch = ?"
-            row = db.execute(same, (sessions.owner_key(scope), erase_epoch)).fetchone()
-            if row is not None:
-                vectors.keep_question(db, row[0], digest, model=model, vector=vector)
+            for one in asked:
+                row = db.execute(same, (sessions.owner_key(one.scope), one.epoch)).fetchone()
+                if row is not None:
+                    vectors.keep_question(db, row[0], one.digest, model=one.model, vector=one.vector)
 
     def put_vectors(self, model: int, rows: Sequence[tuple[int, int, bytes, bytes]]) -> list[int]:
         """Keep vectors (number, version, hash, float32 bytes); the numbers whose entry still is at that version."""

@@ -163,12 +163,6 @@ def load(
     return db.execute(query, (*given, first, last, model)).fetchall()
 
 
-def question(db: sqlite3.Connection, digest: bytes) -> bytes | None:
-    """The vector that is kept of a question, by its content hash."""
-    row = db.execute("SELECT vector FROM questions WHERE hash = ?", (digest,)).fetchone()
-    return None if row is None else row[0]
-
-
 def keep_question(db: sqlite3.Connection, owner: int, digest: bytes, *, model: str, vector: bytes) -> None:
     """Keep the vector of a question in place of the owner's oldest, unless it is none of the model's."""
     known = db.execute("SELECT 1 FROM models WHERE name = ? AND dimensions * 4 = ?", (model, len(vector))).fetchone()
@@ -185,3 +179,4 @@ def keep_question(db: sqlite3.Connection, owner: int, digest: bytes, *, model: s
 def forget_questions(db: sqlite3.Connection, owner: int) -> None:
     """Drop what is kept of the owner's questions, which may have been the words of turns."""
     db.execute("DELETE FROM questions WHERE owner = ?", (owner,))
+    db.execute("UPDATE owners SET forgotten = forgotten + 1 WHERE id = ?", (owner,))
