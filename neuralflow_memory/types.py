@@ -709,6 +709,7 @@ __all__ = [
     "SweepReport",
     "ToolCall",
     "Value",
+    "changed",
     "microseconds",
     "moment",
     "same_content",

@@ -176,6 +176,7 @@ def agrees(index, docs, query, alive):
     mask = None if alive is None else np.array([alive[i % len(alive)] for i in range(len(docs))], np.bool_)
     scores = index.bm25(query, alive=mask)
     assert scores.dtype == np.float32
+    np.testing.assert_array_equal(index.bm25(index.matches(query, alive=mask)), scores)
     np.testing.assert_allclose(scores, naive(docs, query, alive=mask), rtol=1e-5, atol=1e-5)
     assert [index.ids_of(i).tolist() for i in range(len(index))] == [doc or [] for doc in docs]
 
@@ -314,7 +315,8 @@ def test_around_is_bm25_of_a_document_with_its_neighbours(late, some):
     def beside(these):
         return [np.where(these >= 0, there[these], -1) for there in neighbours]
 
-    found = index.around(terms, beside, rows, alive=alive)
+    found = index.around(index.matches(terms, alive=alive), beside, rows)
+    assert index.around(terms, beside, rows, alive=alive).tolist() == found.tolist()
     assert found.tolist() == pytest.approx(naive_around(documents, neighbours, terms, alive, rows), rel=1e-4)
     everything = np.ones(40, bool)
     assert index.around(terms, beside, rows).tolist() == pytest.approx(

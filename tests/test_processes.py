@@ -1,5 +1,6 @@
 """How a process gets at a folder: beside others, after forks, on which file systems; and many threads in one process."""
 
+import faulthandler
 import os
 import re
 import subprocess
@@ -36,6 +37,7 @@ def forked(call):
     """Run *call* in a forked child; how the child ended: 0 when *call* returned."""
     pid = os.fork()
     if pid == 0:
+        faulthandler.dump_traceback_later(60, exit=True)  # a child that hangs says where
         try:
             call()
         except BaseException:

@@ -8,7 +8,7 @@ import warnings
 from contextlib import closing
 
 import pytest
-from conftest import found, in_threads
+from conftest import found, in_threads, wait_until
 
 from neuralflow_memory import Message, Session
 from neuralflow_memory.errors import StorageError
@@ -150,6 +150,41 @@ def test_a_question_under_way_does_not_come_back_after_an_erasure(memory, embedd
     del embedder.embed_query
     embed_question(parts, scope, "sailing?", dimensions=64)
     assert list(kept(memory).values()) == [1]
+
+
+@pytest.mark.parametrize("change", [delete, update, replace, rearrange, Session.clear])
+def test_a_question_under_way_does_not_come_back_after_a_deletion(memory, embedder, change):
+    """Nor does one that still waits in RAM to be written down, when another process takes something back."""
+    parts, chat = memory._core.parts, memory.session("chat", user_id="ada")
+
+    def taken_back(text):
+        change(chat)
+        return Asked.embed_query(embedder, text)
+
+    embedder.embed_query = taken_back
+    embed_question(parts, chat.scope, "sailing?", dimensions=64)
+    assert kept(memory) == {}
+    del embedder.embed_query
+    chat.add(Message("user", "Sailing again", id="b"))
+    embed_question(parts, chat.scope, "sailing?", dimensions=64)
+    with parts.ledger._db.lock, parts.ledger._db.write() as db:
+        vectors.forget_questions(db, parts.ledger.owner(chat.scope))
+    embed_question(parts, chat.scope, "sailing?", dimensions=64)
+    assert embedder.questions == ["sailing?"] * 3
+    assert list(kept(memory).values()) == [1]
+
+
+def test_no_search_waits_to_write_down_what_it_asked(memory, embedder):
+    """Many are written down at once, soon, and sooner where there are very many."""
+    chat = memory.session("chat", user_id="ada")
+    with memory._core.parts.ledger._db.lock:  # as a long write would hold it
+        for n in range(300):
+            chat.search(f"sailing {n}")
+    wait_until(lambda: not memory._core.parts._asked)
+    assert list(kept(memory).values()) == [vectors.QUESTIONS]
+    embedder.questions.clear()
+    chat.search("sailing 299")
+    assert embedder.questions == []
 
 
 def test_only_the_newest_are_kept(memory, embedder, monkeypatch):

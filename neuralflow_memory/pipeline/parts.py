@@ -112,7 +112,9 @@ class Parts:
     _margins: dict[str, dict[str, float]] = field(default_factory=dict)
     """Of each model of a tenant, as far as they were asked for."""
     _priced: int = 0
-    """`Residents.prices` when they were read."""
+    """`Residents.models` when they were read."""
+    _known_model: tuple[int, str, tuple[int, int]] | None = None
+    """`Residents.models` when it was read, an embedding model's name, its number and dimensions."""
     _uses: dict[int, tuple[int, int]] = field(default_factory=dict)
     """How often entries were used, and when last, since that was written down."""
     _asked: dict[bytes, Asked] = field(default_factory=dict)
@@ -143,13 +145,23 @@ class Parts:
         """Names the embedder."""
         return None if self.model is None else self.model.id
 
+    def known_model(self, name: str) -> tuple[int, int] | None:
+        """Number and dimensions of an embedding model, as of the last look at what others have changed; None while it has none."""
+        now, kept = self.residents.models, self._known_model
+        if kept is not None and kept[:2] == (now, name):
+            return kept[2]
+        found = self.ledger.known_model(name)
+        if found is not None:
+            self._known_model = now, name, found
+        return found
+
     def margins(self, tenant: str) -> dict[str, float]:
         """By how much each model's tokens exceed ours at most, by what a tenant's sessions reported of it.
 
         Also of other processes, as far as `residents` were told.
         """
-        if self._priced != self.residents.prices:  # another process has learned something
-            self._priced = self.residents.prices
+        if self._priced != self.residents.models:  # another process has learned something
+            self._priced = self.residents.models
             self._margins.clear()
         known = self._margins.get(tenant)
         if known is None:

@@ -302,7 +302,7 @@ class Residents:
         seen: The newest change that was looked at.
         whole: Vectors are held however many they are, since this process has no vector index to ask.
         model_id: The embedding model whose vectors are held.
-        prices: Counts how often others have changed what is known of models' prices in tokens.
+        models: Counts how often others may have changed what is known of models, which are in use and what they charge.
         moved: Told what anybody has changed, this process included, and the newest number; None: anything may have changed.
     """
 
@@ -312,7 +312,7 @@ class Residents:
         self._max_bytes = max_bytes
         self.model_id = model_id
         self.whole = False
-        self.prices = 0
+        self.models = 0
         _, _, self.seen = ledger.changes(None)
         self.moved: Callable[[Sequence[Noted] | None, int], None] = lambda _rows, _newest: None
         self._looking = threading.Lock()
@@ -354,7 +354,7 @@ class Residents:
                 for resident in residents:
                     resident.number_again()
                     resident.news.append(None)
-                self.prices += 1
+                self.models += 1
             for change in changes or ():
                 self._tell(change)
             self.moved(
@@ -365,7 +365,7 @@ class Residents:
 
     def _tell(self, change: Change) -> None:
         if change.owner is None:
-            self.prices += 1
+            self.models += 1
             return
         with self._lock:
             resident = self._all.get(change.owner)

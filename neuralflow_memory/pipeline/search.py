@@ -70,7 +70,8 @@ def search(
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise QueryError(f"k is a number of hits, at least 1, not {brief(k)}")
     parts.authorize(principal, "read", scope)
-    conditions = replace(conditions, types=checked_types(conditions.types))
+    if conditions.types is not None:
+        conditions = replace(conditions, types=checked_types(conditions.types))
 
     holds = Holds()
 
@@ -102,8 +103,8 @@ def ranked(
     condition = parse(conditions.filter)
     kinds = checked_types(conditions.types)
     session = _session(parts, scope, conditions.within)
-    using, model = _in_use(parts)
     resident = parts.resident(scope)
+    using, model = _in_use(parts)
     with resident.lock:
         fresh = resident.index is None
         index = resident.load(model)
@@ -273,7 +274,7 @@ def _in_use(parts: Parts) -> tuple[EmbeddingModel | None, tuple[int, int] | None
 
 
 def _known(parts: Parts, using: EmbeddingModel | None) -> tuple[int, int] | None:
-    return None if using is None else parts.ledger.known_model(using.id)
+    return None if using is None else parts.known_model(using.id)
 
 
 def index_of(parts: Parts, resident: Resident) -> ScopeIndex:

@@ -171,7 +171,7 @@ def _without_names(query: str, speakers: Mapping[str, str], known: Callable[[str
         elif not name.isascii() and len(name) > 1 and name in text:  # words stand side by side
             named.add(label)
             text = text.replace(name, " ")
-    for word in set(_WORD.findall(text)):
+    for word in set(_WORD.findall(text)) if speakers else ():
         bare = _POSSESSIVE.sub("", word)
         meant = {label for name, label in speakers.items() if _means(bare, (name.split() or [name])[0], known)}
         if meant:

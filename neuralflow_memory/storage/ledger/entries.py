@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from ..._json import dumped
@@ -99,6 +100,9 @@ def kept_row(entry: Entry, *, counter: str) -> tuple[Any, ...]:
     return (entry.number, *(value for column, value in row if column not in _FIXED))
 
 
+_scope_of = lru_cache(maxsize=1024)(Scope)
+
+
 def entry_of(row: Sequence[Any], *, scope: Scope) -> tuple[Entry, str]:
     """The entry in *row*, and the name of the counter that its `tokens` were counted with."""
     body = json.loads(row[11]) if row[11] else {}
@@ -108,7 +112,7 @@ def entry_of(row: Sequence[Any], *, scope: Scope) -> tuple[Entry, str]:
         key=row[4].hex(),
         type=TYPES[row[6]],
         content=row[10],
-        scope=Scope(
+        scope=_scope_of(
             scope.tenant, scope.user_id, session_id or (scope.session_id if scope.user_id is None else None), row[9]
         ),
         seq=row[2],
