@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuralflow_memory.errors import InputError
+from neuralflow_memory.rules import postings
 from neuralflow_memory.rules.lexical import MAX_WORD, STOP_WORDS, term_ids, tokens
 from neuralflow_memory.rules.postings import Postings
 
@@ -298,8 +299,10 @@ def naive_around(documents, neighbours, terms, alive, rows):
 
 @pytest.mark.parametrize("some", [40, 4], ids=["all", "some"])
 @pytest.mark.parametrize("late", [False, True], ids=["built", "appended"])
-def test_around_is_bm25_of_a_document_with_its_neighbours(late, some):
+@pytest.mark.parametrize("few", [0, 2048])
+def test_around_is_bm25_of_a_document_with_its_neighbours(late, some, few, monkeypatch):
     """Whether the documents were there at first or came later, and with some that don't count; of all, or of a few."""
+    monkeypatch.setattr(postings, "_FEW", few)
     rng = np.random.default_rng(5)
     documents = [rng.integers(1, 12, rng.integers(0, 9)).tolist() for _ in range(40)]
     index = Postings() if late else built(documents)

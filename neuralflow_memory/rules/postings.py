@@ -16,6 +16,7 @@ from .lexical import Ids
 Rows = npt.NDArray[np.int64]
 
 _MOST_AROUND = 16  # terms
+_FEW = 2048  # documents, of which it is faster to look at each one's neighbours than for those of the ones that hold a term
 _MOST_TIMES = 255
 _MOST_LOOSE = 1 << 18  # terms of the tail: more take longer to look through than to merge now and then
 
@@ -254,24 +255,23 @@ class Postings:
         scored = there_is[rows]
         own = self._lengths[: self._n] * there_is
         lengths = own[rows].astype(np.float32)
-        beside = neighbours(rows)
-        for there in beside:
-            lengths += np.where(there >= 0, own[there], 0)
+        beside = np.array(neighbours(rows), np.int64).reshape(-1, len(rows))
+        beside[beside < 0] = self._n  # behind the last document, where nothing is
+        lengths += np.append(own, 0)[beside].sum(axis=0)
         average = float(lengths[scored].mean()) if scored.any() else 0.0
         norm = k1 * (1 - b) + np.float32(k1 * b / max(average, 1e-6)) * lengths
         number = int(np.count_nonzero(there_is))
-        together = np.zeros(self._n, np.float32)
+        together = np.zeros(self._n + 1, np.float32)
         found = [slice(*ends) for ends in pairwise(matches.bounds.tolist())]
         for here in sorted(found, key=lambda some: some.stop - some.start)[:_MOST_AROUND]:
             docs, times = matches.docs[here], matches.times[here]
             together[docs] = times
-            if len(docs) > len(rows):
-                at = together[rows]
-                for there in beside:
-                    at += np.where(there >= 0, together[there], np.float32(0.0))
+            if len(docs) > len(rows) or len(rows) == self._n <= _FEW:
+                at = together[rows] + together[beside].sum(axis=0)
                 together[docs] = 0.0
-                # About so many have it, or a neighbour that does.
-                having = number * (1.0 - (1.0 - len(docs) / number) ** (1 + len(beside)))
+                having = float(np.count_nonzero(at[scored]))
+                if len(docs) > len(rows):  # about so many have it, or a neighbour that does
+                    having = number * (1.0 - (1.0 - len(docs) / number) ** (1 + len(beside)))
             else:
                 touched: list[npt.NDArray[Any]] = [docs]
                 for there in neighbours(docs):

@@ -268,7 +268,7 @@ def _m015_analysis(db: sqlite3.Connection) -> None:
 
 def _m016_forgotten_questions(db: sqlite3.Connection) -> None:
     # How often an owner's questions were forgotten: one that was asked before is not to be kept after that.
-    db.execute("ALTER TABLE owners ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0")
+    _add(db, "owners", forgotten="INTEGER NOT NULL DEFAULT 0")
 
 
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
