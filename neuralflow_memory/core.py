@@ -37,7 +37,7 @@ _TRIES_BEFORE_RAISING = 3  # failed passes in a row after which flush() gives up
 _LOOK_PAUSE = 0.25  # seconds between two looks at what other processes do
 _REOPENING_PAUSE = 5.0  # the same, of trying to open an index that could not be opened, or of asking a server how it is
 _AFTER_A_TURN = 0.05  # seconds for whoever wrote it to build the next prompt, before it is embedded
-_ANALYSING_PAUSE = 0.25  # seconds between two looks whether texts are to be analysed
+_KEEPING_PAUSE = 0.25  # seconds between two looks at what is to be made up for after writes and searches
 _STALLED = 30.0  # seconds without progress of another process after which flush() gives up waiting
 _TO_BE_MADE_ANEW = (
     "to be made anew"  # the collection that the marks are about, when another process is to start a new one
@@ -108,8 +108,7 @@ class Core:
         self._analysing = threading.Lock()
         self._unanalysed = False
         """Whether texts were written that no thread has taken up yet."""
-        self._at_once = _Signal()
-        """Given by whoever waits for them."""
+        self._closing = _Signal()
         self._failures = 0
         self._failure: Exception | None = None
         """The last one of indexing."""
@@ -142,7 +141,7 @@ class Core:
             threading.Thread(target=self._fold, args=(n == 0,), name=f"neuralflow-folder-{n}", daemon=True)
             for n in range(_FOLDERS)
         ]
-        self._threads.append(threading.Thread(target=self._analyse, name="neuralflow-analyser", daemon=True))
+        self._threads.append(threading.Thread(target=self._keep, name="neuralflow-keeper", daemon=True))
         if open_store is not None:
             self._loading.acquire()
             self._threads.append(threading.Thread(target=self._index, name="neuralflow-indexer", daemon=True))
@@ -162,17 +161,20 @@ class Core:
         self._wake.give()
         self._unanalysed = True
 
-    # -- analysing
+    # -- keeping up
 
-    def _analyse(self) -> None:
-        """Analyse what a crash or an earlier process left, then texts a moment after they were written; a thread's work.
+    def _keep(self) -> None:
+        """Do what neither turns nor searches wait for, a moment after them; a thread's work.
 
-        Who writes does not wake it: that would cost a turn more than it costs to look, four times a second.
+        Texts are analysed, also what a crash or an earlier process left; questions are written down; and what others have deleted
+        does not stay in RAM. Nobody wakes it: that would cost a turn more than it costs to look, four times a second.
         """
         due = 0.0
         while not self.parts.closing:
-            self._at_once.wait(_ANALYSING_PAUSE)
+            self._closing.wait(_KEEPING_PAUSE)
             self._do(self.parts.write_questions)
+            with suppress(StorageError):
+                self.parts.residents.look()
             if not self._unanalysed and time.monotonic() < due:
                 continue
             with self._analysing:
@@ -183,7 +185,6 @@ class Core:
                 except Exception as error:  # they stay as they are, and are tried again
                     self._note("analysing", error)
                     due = time.monotonic() + 1.0
-            self._moved.give()
 
     # -- indexing
 
@@ -265,8 +266,7 @@ class Core:
         self._checked = True
 
     def _follow(self) -> None:
-        """What is to be done while another process indexes: see that a server can be asked, and let go of what was deleted."""
-        self._look()
+        """What is to be done while another process indexes: see that a server can be asked."""
         store = self.parts.store
         if store is not None and time.monotonic() > self._asked + _REOPENING_PAUSE:
             self._asked = time.monotonic()
@@ -277,11 +277,6 @@ class Core:
         self._checked = True
         self._moved.give()
 
-    def _look(self) -> None:
-        """See what others have changed, also while nobody asks: what they have deleted is not to stay in RAM."""
-        with suppress(StorageError):
-            self.parts.residents.look()
-
     def _rest(self, pause: float) -> None:
         """Wait for what this process, or another one, writes; not longer than *pause* (seconds)."""
         end = time.monotonic() + pause
@@ -289,7 +284,6 @@ class Core:
             if self._wake.wait(min(left, _LOOK_PAUSE)):
                 self._hurry.wait(_AFTER_A_TURN)  # more may come, to be embedded together
                 return
-            self._look()
             version = self.parts.ledger.data_version()
             if version != self._seen:
                 self._seen = version
@@ -488,9 +482,7 @@ class Core:
         *progress* is told how many of all entries are indexed.
         """
         ledger = self.parts.ledger
-        while (self._unanalysed or self._folding) and not self.parts.closing and written_by is None:
-            if self._unanalysed:
-                self._at_once.give()
+        while self._folding and not self.parts.closing and written_by is None:
             self._moved.wait(0.05)
         with self._analysing:
             analyse(self.parts)  # raises what keeps the thread from doing it
@@ -612,7 +604,7 @@ class Core:
         if self.parts.closing or os.getpid() != self.pid:
             return
         self.parts.closing = True
-        self._at_once.give()
+        self._closing.give()
         self._wake.give()
         self._hurry.give()
         for _ in range(_FOLDERS):
@@ -624,6 +616,7 @@ class Core:
         self.patient_workers.close()
         with suppress(Exception):  # what is not written down is not counted
             self.parts.write_uses()
+        with suppress(Exception):
             self.parts.write_questions()
         if self.parts.store is not None:
             self.parts.store.close()

@@ -340,7 +340,7 @@ class Change(NamedTuple):
 
     *number*: an entry that was written or deleted, or that has a vector now (then *session* is None); 0 where only the window
     or summary of a *session* was changed, or all of those of the owner if it is None. *owner*: as `Scope.owner`; None where
-    something was changed that is of no owner: what models charge.
+    something was changed that is of no owner: what models charge, or which one is in use.
     """
 
     owner: tuple[str, str | None, str | None] | None

@@ -25,7 +25,7 @@ WORTH = worth_keeping(FACT, traits=traits(FACT), role="user")
 @pytest.fixture
 def late(monkeypatch):
     """The background leaves texts alone until somebody waits for it."""
-    monkeypatch.setattr(core, "_ANALYSING_PAUSE", 3600.0)
+    monkeypatch.setattr(core, "_KEEPING_PAUSE", 3600.0)
 
 
 def left(memory):
@@ -164,7 +164,7 @@ _WRITE = textwrap.dedent(
     import os, signal, sys
     import neuralflow_memory.core as core
     from neuralflow_memory import open_memory
-    core._ANALYSING_PAUSE = 3600.0
+    core._KEEPING_PAUSE = 3600.0
     memory = open_memory(sys.argv[1], embedder="none")
     memory.session("c", user_id="ada").add([sys.argv[2]] * 3)
     os.kill(os.getpid(), signal.SIGKILL)

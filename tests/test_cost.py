@@ -170,13 +170,14 @@ def test_a_context_reads_nothing_from_a_window_in_ram(chats, counter):
         assert cost(chat, counter, lambda chat=chat: chat.context(search=False)) == (0, 0, 0)
 
 
-def test_a_search_reads_its_hits_and_nothing_else(chats, counter):
+@pytest.mark.parametrize("k", [10, 40])
+def test_a_search_reads_its_hits_and_nothing_else(chats, counter, k):
     """Ranking happens in RAM: what is read is the hits, however many entries the user has."""
     found = []
     for chat in chats:
         chat.search("boat")
         found.append(
-            [cost(chat, counter, lambda chat=chat, n=n: chat.search(f"boat {named(n)} sails")) for n in range(5)]
+            [cost(chat, counter, lambda chat=chat, n=n: chat.search(f"boat {named(n)} sails", k=k)) for n in range(5)]
         )
         fewer = cost(chat, counter, lambda chat=chat: chat.search(f"boat {named(3)} sails", k=1))
         assert fewer[0] == found[-1][3][0]

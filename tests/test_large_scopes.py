@@ -100,6 +100,14 @@ def test_a_rare_condition_is_fulfilled(chat, parted):
     assert {hit.entry.scope.session_id for hit in hits} == {"s3"}
 
 
+def test_where_nothing_may_be_a_hit_nothing_is_found(chat, parted):
+    """Though others hold the words that are asked for."""
+    parted()
+    new = chat.memory.session("new", user_id="ada")
+    assert new.search("violin", within="session") == []
+    assert chat.search("violin", since="2030-01-01") == []
+
+
 def test_a_day_that_is_named_is_looked_at(chat, parted):
     """Though entries of other days are nearer in words."""
     parted(seeds=2)

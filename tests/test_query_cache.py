@@ -174,6 +174,41 @@ def test_a_question_under_way_does_not_come_back_after_a_deletion(memory, embedd
     assert list(kept(memory).values()) == [1]
 
 
+def test_a_question_under_way_does_not_come_back_after_a_restore(memory, embedder, tmp_path):
+    """Nor do those of the copy: what was deleted since stays deleted, and so do its words."""
+    chat = memory.session("chat", user_id="ada")
+    chat.search("Tomatoes")
+    memory.flush()
+    memory.backup(tmp_path / "copy")
+    chat.entries.delete("a")
+    parts, deleted = memory._core.parts, list(embedder.questions)
+    assert kept(memory) == {}
+    embed_question(parts, chat.scope, "Sailing on Sunday", dimensions=64)
+    with parts._guard:
+        waiting = dict(parts._asked)
+    memory.restore(tmp_path / "copy")
+    parts._asked.update(waiting)  # as if it had not been written down before
+    assert kept(memory) == {}
+    embed_question(parts, chat.scope, "Sailing on Sunday", dimensions=64)
+    assert embedder.questions == [*deleted, *["Sailing on Sunday"] * 2]
+
+
+def test_a_keyed_value_takes_its_users_questions_with_it(memory):
+    """When it is deleted, and when it is put anew."""
+    chat, values = memory.session("chat", user_id="ada"), memory.values(user_id="ada")
+    for n, change in enumerate(
+        [
+            lambda: values.put(("notes",), "k", {"v": 2}, texts=["Pears"]),
+            lambda: values.delete(("notes",), "k"),
+        ]
+    ):
+        values.put(("notes",), "k", {"v": 1}, texts=["Apples"])
+        chat.search(f"Apples {n}")
+        assert len(kept(memory)) == 1
+        change()
+        assert kept(memory) == {}
+
+
 def test_no_search_waits_to_write_down_what_it_asked(memory, embedder):
     """Many are written down at once, soon, and sooner where there are very many."""
     chat = memory.session("chat", user_id="ada")

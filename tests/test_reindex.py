@@ -152,6 +152,23 @@ def test_back_and_forth(opened):
         right(memory, embedder)
 
 
+def test_back_without_a_search_in_between(opened):
+    """The first model has another number then, which a process that has just written learns as well."""
+    memory, first = opened(), HashingEmbedder()
+    filled(memory, turns=5)
+    chat = memory.session("chat", user_id="ada")
+    chat.search("sailing")
+    for embedder in (Other(), first):
+        chat.add(f"Before {embedder.model_id}")
+        assert memory.reindex(embedder).switched
+    right(memory, first)
+    chat.add("A word about apricots")
+    assert chat.search("apricots")[0].signals["dense"] > 0
+    assert not memory._core.parts.resident(chat.scope).index.pending.any()
+    memory._core.parts.residents.forget()
+    assert chat.search("apricots!")[0].signals["dense"] > 0
+
+
 def test_building_without_switching_changes_nothing(opened):
     """The second call finds all of it there, and embeds only what is new."""
     memory = opened()

@@ -444,11 +444,11 @@ def test_a_user_let_go_while_somebody_reads_misses_no_turn(opened, monkeypatch, 
     between, go, stored, added = (threading.Event() for _ in range(4))
     real_window, real_stored = Parts.window, parts.ledger.window
 
-    def window(self, scope):
+    def window(self, scope, *resident):
         if threading.current_thread() is reader and not between.is_set():
             between.set()
             assert go.wait(30)
-        return real_window(self, scope)
+        return real_window(self, scope, *resident)
 
     def from_ledger(scope):
         found = real_stored(scope)

@@ -80,6 +80,7 @@ class TrimMessages:
             )
 
         self._trim = trim
+        trim(self._history[:2])  # which imports what it needs
 
     def turn(self, said: Turn) -> Any:
         self._history += self._pair(said)

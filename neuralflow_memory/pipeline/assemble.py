@@ -127,7 +127,7 @@ def context(
         place = cached.place(parts, scope, "context", scope.session_id, *asked)
     resident = parts.resident(scope)
     with resident.lock:
-        window = parts.window(scope)
+        window = parts.window(scope, resident)
         stored, summary, tasks = list(window.entries), window.summary, list(window.tasks)
     margin = parts.margins(scope.tenant).get(window.model or "", 1.0)
     budget = _budget(parts, max_tokens, reserve_tokens, overflow, margin)
@@ -394,11 +394,9 @@ def _older(parts: Parts, plan: _Plan, *, room: int, step: int) -> None:
         costs = [sum(parts.count(cut[r]) if r in cut else plan.entries[r].tokens for r in rows) for rows in older]
     first = _first_item(costs, room=room, step=step)
     for rows in older[first:]:
-        for row in rows:
-            if row in cut:
-                plan.put(row, cut[row], parts.count(cut[row]), "recent, cut to size")
-            else:
-                plan.take([row], "recent")
+        plan.take([row for row in rows if row not in cut], "recent")
+        for row in cut.keys() & set(rows) if cut else ():
+            plan.put(row, cut[row], parts.count(cut[row]), "recent, cut to size")
 
 
 def _items_before(plan: _Plan, newest: int) -> list[list[int]]:

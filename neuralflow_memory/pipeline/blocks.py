@@ -67,11 +67,14 @@ class Blocks:
     """Whether notes and hits stand at the front too."""
     tasks: list[str] = field(default_factory=list)
     summary: list[str] = field(default_factory=list)
+    """The summary, as a whole or by lines, and what is quoted beside it."""
     notes: list[str] = field(default_factory=list)
     quotes: list[Quote] = field(default_factory=list)
     report: list[Candidate] = field(default_factory=list)
     _texts: tuple[str, str] | None = None
     """Of both blocks, as the sections are."""
+    _cost: int | None = None
+    """What they cost, once that was asked for."""
 
     @property
     def front(self) -> Message | None:
@@ -88,7 +91,9 @@ class Blocks:
     @property
     def cost(self) -> int:
         """Tokens of both blocks."""
-        return sum(MESSAGE_OVERHEAD + self.parts.count_again(text) for text in self._written_out() if text)
+        if self._cost is None:
+            self._cost = sum(MESSAGE_OVERHEAD + self.parts.count_again(t) for t in self._written_out() if t)
+        return self._cost
 
     def _written_out(self) -> tuple[str, str]:
         """The texts of both blocks."""
@@ -103,7 +108,7 @@ class Blocks:
 
     def _put(self, section: str, lines: Iterable[Any]) -> None:
         setattr(self, section, list(lines))
-        self._texts = None
+        self._texts = self._cost = None
 
     def take_tasks(self, tasks: Sequence[Shown], *, room: int) -> None:
         """Take tasks; where there is no room for all, their oldest notes go first, then those that are over, oldest first."""
@@ -125,10 +130,10 @@ class Blocks:
         Where there is no room for all, first what is pinned beside the summary goes; of the text, the sentences that say most
         stay; at last the turns go, oldest first.
         """
-        text = summary.content if summary is not None else ""
+        text, told = ("", "") if summary is None else (summary.content, shown(summary))
         limit = self.cost + room
         extra = [line_of(e) for e in pinned]
-        self._put("summary", [*(shown(summary).splitlines() if summary is not None else []), *extra])
+        self._put("summary", [told, *extra] if told else extra)
         whole = self.cost <= limit
         said = text
         if not whole:
@@ -191,6 +196,7 @@ class Blocks:
 
     def shrink(self) -> bool:
         """Give up a line of what matters least; False when nothing is left."""
+        self._put("summary", [line for part in self.summary for line in part.splitlines()])
         for section in ("quotes", "notes", "summary", "tasks"):
             if lines := getattr(self, section):
                 self._put(section, lines[:-1])

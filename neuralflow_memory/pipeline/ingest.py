@@ -71,17 +71,17 @@ def append(
         return None
     resident = parts.resident(scope, look=False)  # whoever reads will look, and the ledger knows what comes next
     with resident.lock:
-        window = parts.window(scope)
+        window = parts.window(scope, resident)
         try:
             done = parts.ledger.append(scope, records, on_conflict=on_conflict, now=microseconds(now), state=state)
             window.session, window.erase_epoch = done.session, done.erase_epoch
             if window.summed and any(r.entry.version > 1 for r in done.written):
                 resident.forget()  # a summary of what was replaced is gone
-                window = parts.window(scope)
+                window = parts.window(scope, resident)
             else:
                 last = window.entries[-1].written_at if window.entries else now
                 take(parts, scope, done.written, session=done.session)
-                window = parts.window(scope)  # read anew, where turns in it were replaced
+                window = parts.window(scope, resident)  # read anew, where turns in it were replaced
                 window.due |= (now - last).total_seconds() > parts.settings.context.expiry_time
         except ConflictError:
             raise  # nothing was written
@@ -340,7 +340,7 @@ def take(parts: Parts, scope: Scope, written: Sequence[Record], *, session: int)
     turns = [r.entry for r in written if r.entry.position is not None]
     if not turns or scope.session_id is None:
         return
-    window = parts.window(scope)
+    window = parts.window(scope, resident)
     last = window.entries[-1].position if window.entries else None
     if all(e.position is not None and e.position > (last or 0) for e in turns):
         for entry in turns:

@@ -38,7 +38,7 @@ from .cached import Hot
 from .resident import Resident, Residents, Window
 
 _USES = 512  # entries whose uses are gathered in RAM before they are written down
-_ASKED = 256  # questions that are gathered likewise
+_ASKED = 256  # questions that are gathered likewise, and make room for newer ones
 _HALVING_DAYS = 30.0  # where no option says how fast uses fade
 
 
@@ -208,9 +208,8 @@ class Parts:
         """Keep the vector of a question: in RAM, to be written down with others, so that no search waits for who writes."""
         with self._guard:
             self._asked[question.digest] = question
-            many = len(self._asked) == _ASKED
-        if many:
-            self.later(self.write_questions)
+            if len(self._asked) > _ASKED:
+                del self._asked[next(iter(self._asked))]
 
     def asked_before(self, digest: bytes, *, epoch: int) -> bytes | None:
         """The vector of a question that is still to be written down, if its owner is in the same epoch."""
@@ -218,19 +217,17 @@ class Parts:
         return None if question is None or question.epoch != epoch else question.vector
 
     def write_questions(self) -> None:
-        """Write down what was asked. While the ledger takes nothing it waits, and makes room for what is asked later."""
+        """Write down what was asked. While the ledger takes nothing it waits."""
         with self._guard:
             asked = list(self._asked.values())
         if not asked:
             return
-        done = 0
-        with suppress(StorageError):  # it costs an embedding, and no search fails for it
+        with suppress(StorageError):
             self.ledger.keep_questions(asked)
-            done = len(asked)
-        with self._guard:
-            for question in asked[: max(done, len(self._asked) - _ASKED)]:
-                if self._asked.get(question.digest) is question:
-                    del self._asked[question.digest]
+            with self._guard:
+                for question in asked:
+                    if self._asked.get(question.digest) is question:
+                        del self._asked[question.digest]
 
     def resident(self, scope: Scope, *, look: bool = True) -> Resident:
         """The resident of the scope's owner, to be held by name and used under its lock.
@@ -241,9 +238,10 @@ class Parts:
         """
         return self.residents.of(scope, look=look)
 
-    def window(self, scope: Scope) -> Window:
-        """The session's window; for those who hold its resident's lock."""
-        return self.residents.unused(scope).window(scope, count=self.count, expiry=self.settings.context.expiry_time)
+    def window(self, scope: Scope, resident: Resident | None = None) -> Window:
+        """The session's window; for those who hold its resident's lock. To give the *resident* spares looking for it."""
+        resident = resident or self.residents.unused(scope)
+        return resident.window(scope, count=self.count, expiry=self.settings.context.expiry_time)
 
 
 __all__ = ["EmbeddingModel", "Parts"]

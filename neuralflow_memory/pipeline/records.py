@@ -512,7 +512,7 @@ def _version(line: _Versioned, *, scope: Scope) -> Entry:
         version=line.version,
         tokens=-1 if line.tokens is None else line.tokens,
     )
-    if entry.role is not None:
+    if entry.role is not None or entry.blocks is not None:
         replace(entry.message)  # raises where it can't be one
     return entry
 

@@ -5,9 +5,9 @@ Each resident has a lock that covers its owner's writes from the ledger's transa
 the two never disagree. It is never held while embedding or calling an LLM.
 
 Other processes write to the same ledger. What they have changed is looked up, and RAM follows, each time that a resident is
-asked for by somebody who does not hold its lock yet: so nothing moves under the feet of who holds it, and everybody begins
-with what was there at that moment. What comes between that and a write of one's own is known by then, too: of several who
-write, each takes the next numbers.
+asked for by somebody who does not hold its lock yet: so nothing moves under the feet of who holds it, and whoever reads begins
+with what was there at that moment. Only `add` does not look: of several who write, each takes the next numbers, and who asks
+next learns what came between.
 """
 
 from __future__ import annotations

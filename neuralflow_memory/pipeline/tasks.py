@@ -214,7 +214,8 @@ def listed(parts: Parts, scope: Scope, *, principal: str | None, status: str | N
     known = get_args(Stored)
     if status not in (None, *known):
         raise InputError(f"status is one of {', '.join(known)}, or None for all, not {brief(status)}")
-    with parts.resident(scope).lock:
+    resident = parts.resident(scope)
+    with resident.lock:
         now = parts.clock()
         tasks = [t for t in parts.window(scope).tasks if _is_task(t) and not _expired(t, now)]
     aged = _aged(tasks, now, age=parts.settings.tasks.open_max_age)
@@ -332,7 +333,8 @@ def _write(parts: Parts, scope: Scope, plan: Callable[[Sequence[Entry], datetime
     First, open tasks that have reached their age are ended. Ended tasks that have expired are deleted with it. The task that
     the plan is about, as planned.
     """
-    with parts.resident(scope).lock:
+    resident = parts.resident(scope)
+    with resident.lock:
         now = parts.clock()
         age = parts.settings.tasks.open_max_age
         for old in _aged(parts.window(scope).tasks, now, age=age).values():
@@ -527,7 +529,8 @@ def _aged(tasks: Sequence[Entry], now: datetime, *, age: float) -> dict[str, Ent
 
 
 def _now_aged(parts: Parts, scope: Scope) -> dict[str, Entry]:
-    with parts.resident(scope).lock:
+    resident = parts.resident(scope)
+    with resident.lock:
         return _aged(parts.window(scope).tasks, parts.clock(), age=parts.settings.tasks.open_max_age)
 
 

@@ -249,7 +249,7 @@ class Postings:
         """
         matches = query if isinstance(query, Matches) else self.matches(query, alive=alive)
         alive, scores = matches.alive, np.zeros(len(rows), np.float32)
-        if not len(matches.docs):
+        if not len(matches.docs) or not len(rows):
             return scores
         there_is = self._live[: self._n] if alive is None else alive & self._live[: self._n]
         scored = there_is[rows]
@@ -269,9 +269,10 @@ class Postings:
             if len(docs) > len(rows) or len(rows) == self._n <= _FEW:
                 at = together[rows] + together[beside].sum(axis=0)
                 together[docs] = 0.0
-                having = float(np.count_nonzero(at[scored]))
                 if len(docs) > len(rows):  # about so many have it, or a neighbour that does
                     having = number * (1.0 - (1.0 - len(docs) / number) ** (1 + len(beside)))
+                else:
+                    having = float(np.count_nonzero(at[scored]))
             else:
                 touched: list[npt.NDArray[Any]] = [docs]
                 for there in neighbours(docs):

@@ -80,8 +80,9 @@ def become(
     db.execute("INSERT OR REPLACE INTO main.tombstones SELECT * FROM temp.before_tombstones")
     for name in ("owners", "tombstones"):
         db.execute(f"DROP TABLE temp.before_{name}")
+    db.execute("DELETE FROM main.questions")  # they may have been the words of what was deleted since
     if forget_vectors:
-        for name in ("vectors", "questions", "models"):
+        for name in ("vectors", "models"):
             db.execute(f"DELETE FROM main.{name}")
     count = _delete(db, gone, value_key, now=now)
     # The index is filled anew; and with a gap in their numbers, the changes say that anything may have changed.
@@ -98,12 +99,13 @@ def become(
 def _keep_numbers(db: sqlite3.Connection) -> None:
     """Never hand out a number twice, and let no writer commit that began before."""
     db.execute(
-        "INSERT OR IGNORE INTO main.owners (id, key, tenant, user_id, last_n, erase_epoch) "
-        "SELECT id, key, tenant, user_id, last_n, erase_epoch FROM temp.before_owners"
+        "INSERT OR IGNORE INTO main.owners (id, key, tenant, user_id, last_n, erase_epoch, forgotten) "
+        "SELECT id, key, tenant, user_id, last_n, erase_epoch, forgotten FROM temp.before_owners"
     )
     db.execute(
         "UPDATE main.owners SET last_n = max(last_n, coalesce((SELECT b.last_n FROM temp.before_owners b "
         "WHERE b.key = owners.key), 0)), erase_epoch = 1 + max(erase_epoch, coalesce((SELECT b.erase_epoch "
+        "FROM temp.before_owners b WHERE b.key = owners.key), 0)), forgotten = max(forgotten, coalesce((SELECT b.forgotten "
         "FROM temp.before_owners b WHERE b.key = owners.key), 0))"
     )
 

@@ -1,6 +1,6 @@
 """The features table: what search reads of an entry, its term ids in order among it.
 
-There is no postings table: an owner's inverted index is built in RAM from these rows (`rules.lexical.Postings`), which
+There is no postings table: an owner's inverted index is built in RAM from these rows (`rules.postings.Postings`), which
 are one range scan. Figures for the choice: docs/architecture.md.
 
 A turn's row has no terms until its text is analysed (`rules.analysis`); until then, they are worked out for whoever asks.

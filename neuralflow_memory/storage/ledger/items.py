@@ -11,7 +11,7 @@ from typing import Any
 
 from ...protocols import Namespace, StoredValue, ValueRecord, ValuesWritten
 from ...types import Entry, Scope, microseconds, moment
-from . import entries, log, sessions, summaries
+from . import entries, log, sessions, summaries, vectors
 from .sessions import Head
 
 _END = b"\0"  # of each label in a path; no label holds it, so that a prefix is a range of whole labels
@@ -202,6 +202,8 @@ def _drop(
     for entry in gone:
         summaries.remove(db, entry.number, bytes.fromhex(entry.key), owner=owner, now=now, asked=asked)
         done.gone.append(entry.number)
+    if gone:
+        vectors.forget_questions(db, owner)
 
 
 def _move(db: sqlite3.Connection, numbers: Sequence[int], *, expires_at: int | None, done: ValuesWritten) -> None:

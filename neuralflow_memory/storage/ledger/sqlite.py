@@ -149,7 +149,7 @@ class SqliteLedger:
         if not rows:
             return [], [], after
         newest = rows[-1][0]
-        if rows[0][0] > after + 1:  # those between were pruned
+        if len(rows) < newest - after:  # some were pruned, or left out on purpose
             return None, [], newest
         found = []
         for _, number, session, origin in rows:
@@ -509,6 +509,8 @@ class SqliteLedger:
                 log.apply(db, head, written[-1:], counter=self._counter)
             for entry in over:
                 summaries.remove(db, entry.number, bytes.fromhex(entry.key), owner=head.owner, now=now)
+            if over:
+                vectors.forget_questions(db, head.owner)
             if outcome is not None:
                 written.append(replace(outcome, entry=log.placed(head, outcome.entry, version=1)))
                 log.apply(db, head, written[-1:], counter=self._counter)
@@ -843,7 +845,7 @@ class SqliteLedger:
                 part = numbers[start : start + _CHUNK]
                 query = (
                     f"{entries.SELECT} WHERE e.no IN ({','.join('?' * len(part))}) "
-                    "AND s.owner = (SELECT id FROM owners WHERE key = ?)"
+                    "AND +s.owner = (SELECT id FROM owners WHERE key = ?)"  # no index: the numbers are the way
                 )
                 rows = db.execute(query, (*part, sessions.owner_key(scope))).fetchall()
                 for row in cold.filled(db, rows, texts=texts):
@@ -1116,10 +1118,13 @@ class SqliteLedger:
         """
         same = "SELECT id FROM owners WHERE key = ? AND erase_epoch + forgotten = ?"
         with self._db.lock, self._db.write(patience=0) as db:
+            owners = set()
             for one in asked:
                 row = db.execute(same, (sessions.owner_key(one.scope), one.epoch)).fetchone()
                 if row is not None:
                     vectors.keep_question(db, row[0], one.digest, model=one.model, vector=one.vector)
+                    owners.add(row[0])
+            vectors.trim_questions(db, owners)
 
     def put_vectors(self, model: int, rows: Sequence[tuple[int, int, bytes, bytes]]) -> list[int]:
         """Keep vectors (number, version, hash, float32 bytes); the numbers whose entry still is at that version."""

@@ -164,15 +164,19 @@ def load(
 
 
 def keep_question(db: sqlite3.Connection, owner: int, digest: bytes, *, model: str, vector: bytes) -> None:
-    """Keep the vector of a question in place of the owner's oldest, unless it is none of the model's."""
+    """Keep the vector of a question, unless it is none of the model's."""
     known = db.execute("SELECT 1 FROM models WHERE name = ? AND dimensions * 4 = ?", (model, len(vector))).fetchone()
     if known is None:
         return
     db.execute("INSERT OR IGNORE INTO questions (owner, hash, vector) VALUES (?, ?, ?)", (owner, digest, vector))
-    db.execute(
-        "DELETE FROM questions WHERE owner = ? AND id <= "
-        f"(SELECT id FROM questions WHERE owner = ? ORDER BY id DESC LIMIT 1 OFFSET {QUESTIONS})",
-        (owner, owner),
+
+
+def trim_questions(db: sqlite3.Connection, owners: Iterable[int]) -> None:
+    """Leave each of *owners* the newest of their questions."""
+    db.executemany(
+        "DELETE FROM questions WHERE owner = ?1 AND id <= "
+        f"(SELECT id FROM questions WHERE owner = ?1 ORDER BY id DESC LIMIT 1 OFFSET {QUESTIONS})",
+        [(owner,) for owner in owners],
     )
 
 
