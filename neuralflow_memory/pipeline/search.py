@@ -188,13 +188,15 @@ def _walked(
     for seeds in accumulate(repeat(_MORE), mul, initial=SEEDS):
         found = compare(seeds)
         for top in _tops(found.scores, found.allowed, first=first):
-            entries = cached.entries(parts, scope, found.numbers[top].tolist())
+            numbers = found.numbers[top].tolist()
+            entries = cached.entries(parts, scope, numbers)
             holds.sure &= len(entries) == len(top)  # what can't be read may be there again
-            for row in top.tolist():
-                entry = entries.get(int(found.numbers[row]))
-                if entry is not None and entry.number not in given and (condition is None or condition.matches(entry)):
-                    shares = {name: round(float(values[row]), 4) for name, values in found.shares.items()}
-                    yield Hit(entry, float(min(1.0, found.scores[row])), shares)
+            scores = np.minimum(found.scores[top], 1.0).tolist()
+            shares = np.array([values[top] for values in found.shares.values()], np.float64).round(4).T.tolist()
+            for number, score, own in zip(numbers, scores, shares, strict=True):
+                entry = entries.get(number)
+                if entry is not None and number not in given and (condition is None or condition.matches(entry)):
+                    yield Hit(entry, score, dict(zip(found.shares, own, strict=True)))
         if found.complete:
             return
         given.update(found.numbers[found.allowed].tolist())
