@@ -233,6 +233,35 @@ def test_a_forked_child_can_open_another_folder_without_chroma(memory, tmp_path)
         assert len(own.session("chat").messages()) == len(index_keys(own)) == 1
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_process_forks_while_nobody_is_inside_sqlite(opened, tmp_path):
+    """Whose locks would stay locked in the child, which could open nothing."""
+    memory = opened(embedder="none")
+    over, busy = threading.Event(), []
+
+    def work(user):
+        chat = memory.session("chat", user_id=user)
+        while not over.is_set():
+            chat.add("Hello there")
+            chat.messages(last=3)
+            busy.append(chat.search("hello"))
+
+    def child(n):
+        with open_memory(tmp_path / f"child{n}", embedder="none") as own:
+            own.session("chat").add("Hello")
+
+    threads = [threading.Thread(target=work, args=(user,)) for user in ("ada", "bob", "eve")]
+    for thread in threads:
+        thread.start()
+    try:
+        assert [forked(lambda n=n: child(n)) for n in range(25)] == [0] * 25
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert len(busy) > 25
+
+
 def serve(folder, own):
     """What a worker of a server does."""
     with open_memory(folder, embedder=HashingEmbedder()) as memory:

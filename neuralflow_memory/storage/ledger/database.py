@@ -44,7 +44,31 @@ _CHANGES = (
     ("INSERT ON main.calibration", "", "0, NULL"),
 )
 
+_FORK_PATIENCE = 2.0  # seconds that a fork waits for those who read and write
+
 _open: WeakSet[Database] = WeakSet()
+_held: list[threading.Lock] = []
+"""Locks that are held around a fork."""
+
+
+def _hold_still() -> None:
+    # SQLite's own locks are those of the whole process. One that another thread holds while this one forks stays locked in the
+    # child, which could then open no database at all. So nobody is to be inside SQLite at that moment.
+    end = time.monotonic() + _FORK_PATIENCE
+    for database in list(_open):
+        both = (database.lock, database._watching)
+        _held.extend(lock for lock in both if lock.acquire(timeout=max(0.0, end - time.monotonic())))
+        while database._readers_lock.acquire(timeout=max(0.0, end - time.monotonic())):
+            if not database._reading or time.monotonic() > end:
+                _held.append(database._readers_lock)
+                break
+            database._readers_lock.release()
+            time.sleep(0.0002)
+
+
+def _go_on() -> None:
+    while _held:
+        _held.pop().release()
 
 
 def _abandon_parents() -> None:
@@ -55,6 +79,7 @@ def _abandon_parents() -> None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))
 
 
+os.register_at_fork(before=_hold_still, after_in_parent=_go_on, after_in_child=_go_on)
 os.register_at_fork(after_in_child=_abandon_parents)
 
 
@@ -81,6 +106,8 @@ class Database:
         self._readers: list[sqlite3.Connection] = []
         """Those not in use: as many as were ever needed at once, however many threads come and go."""
         self._readers_lock = threading.Lock()
+        self._reading = 0
+        """How many are in use."""
         self.lock = threading.Lock()
         """Held by whoever writes."""
         self._closed = threading.Event()
@@ -194,18 +221,20 @@ class Database:
                 if self._closed.is_set():
                     raise ClosedError("the memory was closed; open it again with open_memory(...)")
                 db = self._readers.pop() if self._readers else None
-            if db is None:
-                db = self._connect()
-                db.execute("PRAGMA query_only = ON")
-            elif db.in_transaction:  # which an interrupt has left
-                db.execute("ROLLBACK")
+                self._reading += 1
             try:
+                if db is None:
+                    db = self._connect()
+                    db.execute("PRAGMA query_only = ON")
+                elif db.in_transaction:  # which an interrupt has left
+                    db.execute("ROLLBACK")
                 yield db
             finally:
                 with self._readers_lock:
-                    if self._closed.is_set():
+                    self._reading -= 1
+                    if db is not None and self._closed.is_set():
                         db.close()
-                    else:
+                    elif db is not None:
                         self._readers.append(db)
 
     @contextmanager
