@@ -271,7 +271,7 @@ class Core:
         if store is not None and time.monotonic() > self._asked + _REOPENING_PAUSE:
             self._asked = time.monotonic()
             try:
-                store.check()
+                store.check(create=False)  # one that is made meanwhile would be made twice
             except Exception as error:
                 self._note("search", error)
         self._checked = True

@@ -1269,10 +1269,11 @@ class EntryStore(Protocol):
     down: str | None
     """Why it can't be asked at the moment: every call raises `StorageError` at once. None while it answers."""
 
-    def check(self) -> bool:
+    def check(self, *, create: bool = True) -> bool:
         """Ask whether it answers. True the first time, if it was down, and if it is another than before: it lost what it held.
 
-        The only call that waits for a store that is down. Raises `StorageError` if it does not answer.
+        The only call that waits for a store that is down. Raises `StorageError` if it does not answer. Where there is
+        nothing yet, it is made, and without *create* it stays `down`.
         """
         ...
 

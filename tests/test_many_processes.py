@@ -198,6 +198,27 @@ def test_several_processes_share_a_chroma_server(opened, others, folder, tmp_pat
         server.kill()
 
 
+def test_who_follows_makes_no_collection(opened, others, folder, tmp_path, monkeypatch):
+    """One that asks the server in the moment between the old collection and the new would make one that is nobody's."""
+    monkeypatch.setattr("neuralflow_memory.core._REOPENING_PAUSE", 0.02)
+    slow = (
+        "from neuralflow_memory.storage.chroma import ChromaStore\n"
+        "        real = ChromaStore._open\n"
+        "        ChromaStore._open = lambda self, **more: (time.sleep(1.0 if 'model_id' in more else 0), real(self, **more))[1]"
+    )
+    server = ChromaServer(tmp_path / "server").start()
+    try:
+        other = others(folder, f"embedder=HashingEmbedder(), chroma={{'url': '{server.url}'}}", before=slow)
+        memory = opened(embedder=HashingEmbedder(), chroma={"url": server.url})
+        memory.session("chat", user_id="ada").add([f"Turn {n}" for n in range(10)])
+        memory.flush()
+        made = other.ask("str(memory._core.parts.store._collection.metadata['model_id'])")
+        assert made == memory._core.parts.model_id
+        assert index_keys_of(other) == live_keys(memory)
+    finally:
+        server.kill()
+
+
 def index_keys_of(other):
     wait_until(lambda: other.ask("memory._core.parts.store.down") is None)  # it asks the server in the background
     return set(other.ask("memory._core.parts.store.keys()"))

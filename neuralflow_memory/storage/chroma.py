@@ -68,16 +68,19 @@ class ChromaStore:
             self._client = _embedded(path)
             self._collection = self._open()
 
-    def check(self) -> bool:
+    def check(self, *, create: bool = True) -> bool:
         if self.url is not None:
             try:
                 if self._client is None:
                     self._client = _connected(self._options, self.url)
-                self._collection = self._open()
+                self._collection = self._open(create=create)
             except FolderError as error:
                 self.down = str(error)
                 raise
             except Exception as error:
+                if isinstance(error, NotFoundError) and not create:
+                    self.down = f"{self._said(error)}, at {self.url}: the process that indexes makes it"
+                    return False
                 self.down = self._told(error)
                 raise StorageError(self.down, path=self._where) from self._harmless(error)
         seen, self._seen = self._seen, self._collection.id
