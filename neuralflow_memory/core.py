@@ -220,14 +220,14 @@ class Core:
         """
         assert self._open_store is not None
         parts = self.parts
-        if self._to_let_go():
-            self._let_go()
-            return False
         if not self._lock.held and time.monotonic() < self._asked + _REOPENING_PAUSE and parts.store is None:
             return False
         if not self._lock.take():
             if parts.model_id is not None:
                 self._wanted.take(shared=True)
+            return False
+        if self._to_let_go():
+            self._let_go()
             return False
         self._wanted.release()
         if parts.store is None:
@@ -241,6 +241,9 @@ class Core:
         return True
 
     def _to_let_go(self) -> bool:
+        """Whether somebody who has an embedder wants to index. Asked by who indexes only: whoever asks looks, to others who
+        ask, as if that were so.
+        """
         if self.parts.model is not None:
             return False
         nobody = self._wanted.take()

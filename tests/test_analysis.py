@@ -31,8 +31,9 @@ def late(monkeypatch):
 def left(memory):
     """How many entries and features in the file show that their text was not analysed."""
     with memory._core.parts.ledger._db.read() as db:
-        features = db.execute("SELECT count(*) FROM features WHERE words < 0").fetchone()[0]
-        judged = db.execute("SELECT count(*) FROM entries WHERE importance < 0").fetchone()[0]
+        features, judged = db.execute(  # at one moment
+            "SELECT (SELECT count(*) FROM features WHERE words < 0), (SELECT count(*) FROM entries WHERE importance < 0)"
+        ).fetchone()
     assert features == judged
     return features
 
