@@ -99,6 +99,8 @@ def agree(memory, chat, *, sessions, vectors=True):
     with held.lock:
         fresh = Resident(Scope(scope.tenant, scope.user_id), parts.ledger, max_bytes=held._max_bytes)
         if held.index is not None:
+            for work, kept in held.index._kept.items():
+                np.testing.assert_equal(kept, work(held.index), f"{work.__name__} is not what it was")
             loaded = fresh.load(_model(parts))
             assert shown(held.index, vectors=vectors) == shown(loaded, vectors=vectors)
         for name in sessions:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +18,14 @@ from ..types import TYPE_NUMBER, MemoryType
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+T = TypeVar("T")
 
 _INT64 = np.iinfo(np.int64)
 _OPEN = {"expires": _INT64.max, "valid_from": _INT64.min, "valid_to": _INT64.max}  # where none is said
 _TURN = TYPE_NUMBER[MemoryType.SHORT_TERM]
 REACH = 2  # turns on each side that `near` takes in
 _NEARER = 0.7  # what the next turn counts, and the one after it of that
+_SHARES = np.array([_NEARER ** (1 + place // 2) for place in range(2 * REACH)], np.float32)  # by place among neighbours
 _AT_ONCE = 4096  # rows whose vectors are copied at a time
 _TAIL = 24  # terms of the turn before that a turn's document opens with: about its last 40 words
 
@@ -98,6 +100,7 @@ class ScopeIndex:
         self._max_bytes = max_bytes
         self._weighed, self._heavy = -1, False
         """How many rows it had when it was weighed last, and whether it was too heavy."""
+        self._kept: dict[Callable[[ScopeIndex], Any], Any] = {}
         self._last: dict[int, int] = {}
         """The last turn's row of each session."""
         for name, dtype in self._ARRAYS:
@@ -163,6 +166,13 @@ class ScopeIndex:
             raise AttributeError(name)
         return getattr(self, f"_{name}")[: self.rows]
 
+    def kept(self, work: Callable[[ScopeIndex], T]) -> T:
+        """What *work* makes of the scope: done once, until something in it changes. For reading only."""
+        if work not in self._kept:
+            self._kept[work] = work(self)
+        found: T = self._kept[work]
+        return found
+
     @property
     def pending(self) -> npt.NDArray[np.bool_]:
         """Entries with words whose vectors are not known yet; none where vectors are not held here."""
@@ -171,7 +181,8 @@ class ScopeIndex:
     @property
     def nbytes(self) -> int:
         own = sum(getattr(self, f"_{name}").nbytes for name, _ in self._ARRAYS)
-        return int(own + self.vectors.nbytes + self.postings.nbytes + 8 * self.rows)
+        kept = sum(getattr(found, "nbytes", 0) for found in self._kept.values())
+        return int(own + kept + self.vectors.nbytes + self.postings.nbytes + 8 * self.rows)
 
     @property
     def too_large(self) -> bool:
@@ -194,6 +205,7 @@ class ScopeIndex:
 
     def put(self, feature: Feature) -> None:
         """Add an entry, or a new version of one (its vector is no longer known then)."""
+        self._kept.clear()
         number, ids = feature[0], np.frombuffer(feature[-1], "<u4")
         row = self.row(number)
         if row < 0:
@@ -229,6 +241,7 @@ class ScopeIndex:
         row = self.row(number)
         if row < 0:
             return
+        self._kept.clear()
         self._said_by(row, -1)
         self._touch(row)
         self._alive[row] = self._embedded[row] = False
@@ -249,6 +262,7 @@ class ScopeIndex:
         """Note that an entry has become cold: its vector goes, and is not asked for again."""
         row = self.row(number)
         if row >= 0:
+            self._kept.clear()
             self._cold[row], self._embedded[row] = True, False
             self._forget_vector(row)
             self._touch(row)
@@ -257,7 +271,15 @@ class ScopeIndex:
         """Note that a cold entry is warm again: its vector is to come."""
         row = self.row(number)
         if row >= 0:
+            self._kept.clear()
             self._cold[row] = False
+
+    def expire(self, number: int, when: int | None) -> None:
+        """Let an entry expire at another time: *when*, in microseconds, or never."""
+        row = self.row(number)
+        if row >= 0:
+            self._kept.clear()
+            self._expires[row] = _OPEN["expires"] if when is None else when
 
     def _refresh(self, row: int) -> None:
         """Make a turn's document anew after the turn before it has changed."""
@@ -266,6 +288,7 @@ class ScopeIndex:
 
     def embed(self, vectors: Iterable[tuple[int, npt.NDArray[np.float32]]]) -> None:
         """Take vectors (number, unit vector) of entries that are still here."""
+        self._kept.clear()
         for number, vector in vectors:
             row = self.row(number)
             if self.holds_vectors and not self.vectors.dimensions:
@@ -322,12 +345,14 @@ class ScopeIndex:
             there[beside[beside >= 0]] = True
         return np.flatnonzero(there)
 
-    def near(self, rows: Rows, cosines: Floats, *, counted: npt.NDArray[np.bool_]) -> Floats:
+    def near(self, rows: Rows | None, cosines: Floats, *, counted: npt.NDArray[np.bool_]) -> Floats:
         """Cosines of *rows* with each turn and its neighbours as one, a weighted sum of vectors; without what is not *counted*.
 
         *cosines*, of shape (all rows,), are those of the entries themselves, 0 for what is not counted, so that no vector is
-        read again but where one has moved; those of *rows* and their neighbours are needed.
+        read again but where one has moved; those of *rows* and their neighbours are needed. *rows* None: all.
         """
+        beside = self.kept(_beside_every) if rows is None else self.beside(rows)
+        rows = self.kept(every) if rows is None else rows
         moved = rows[self.moved[rows]]
         if len(moved):
             self._norm[moved] = self._norms(moved, self.alive)
@@ -335,12 +360,16 @@ class ScopeIndex:
         norms = self.norm[rows]
         left_out = np.flatnonzero(self.alive & ~counted)
         if len(left_out):
-            beside = np.isin(rows, self.with_neighbours(left_out, reach=REACH))
-            norms[beside] = self._norms(rows[beside], counted)
-        together = cosines[rows]
-        for n, there in enumerate(self.neighbours(rows, reach=REACH)):
-            together += np.where(there >= 0, _share(n) * cosines[there], np.float32(0.0))
+            concerned = np.isin(rows, self.with_neighbours(left_out, reach=REACH))
+            norms[concerned] = self._norms(rows[concerned], counted)
+        together = cosines[rows] + _SHARES @ np.append(cosines, np.float32(0.0))[beside]
         return np.divide(together, np.maximum(norms, 1e-6), out=together)
+
+    def beside(self, rows: Rows) -> Rows:
+        """The neighbours that `near` takes in, of shape (2 x REACH, len(rows)); the row behind the last one for none."""
+        beside = np.array(self.neighbours(rows, reach=REACH))
+        beside[beside < 0] = self.rows
+        return beside
 
     def _norms(self, rows: Rows, counted: npt.NDArray[np.bool_]) -> Floats:
         """Lengths of the weighted sums of the vectors of *rows* and their neighbours, of those that are *counted*."""
@@ -350,7 +379,7 @@ class ScopeIndex:
             together = self.vectors.of(some) * counted[some, None]
             for n, there in enumerate(self.neighbours(some, reach=REACH)):
                 has = (there >= 0) & counted[there]
-                together[has] += _share(n) * self.vectors.of(there[has])
+                together[has] += _SHARES[n] * self.vectors.of(there[has])
             norms[start : start + len(some)] = np.linalg.norm(together, axis=1)
         return norms
 
@@ -376,9 +405,13 @@ class ScopeIndex:
             self.vectors.resize(size)
 
 
-def _share(place: int) -> np.float32:
-    """What a neighbour counts in `near`, by its place among `neighbours`."""
-    return np.float32(_NEARER ** (1 + place // 2))
+def every(index: ScopeIndex) -> Rows:
+    """All rows."""
+    return np.arange(index.rows)
 
 
-__all__ = ["REACH", "ScopeIndex"]
+def _beside_every(index: ScopeIndex) -> Rows:
+    return index.beside(every(index))
+
+
+__all__ = ["REACH", "ScopeIndex", "every"]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +14,14 @@ import numpy.typing as npt
 from ..config import Ranking
 from ..rules import ranking
 from ..rules.lexical import term_ids
+from ..rules.postings import Matches
 from ..rules.question import ROLES, Question
 from ..rules.traits import QUESTION, TIMED, WISH
-from .scope_index import REACH, Floats, Rows, ScopeIndex
+from .scope_index import REACH, Floats, Rows, ScopeIndex, every
 
+Some = Rows | slice
 Mask = npt.NDArray[np.bool_]
+T = TypeVar("T")
 
 SEEDS = 256  # entries nearest by meaning, and as many by words, around which a large scope is compared
 MOST_COMPARED = 8192  # entries of a scope that are all compared
@@ -27,6 +31,7 @@ _EXACT = 64  # nearest entries of a scope with compressed vectors whose cosines 
 _AROUND = 4  # turns on each side whose words stand around one
 _DAY = 86_400_000_000  # microseconds
 _EPOCH = date(1970, 1, 1)
+_ALL = slice(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +41,16 @@ class Compared:
     Attributes:
         numbers: Which entries.
         scores: 0..1.
-        shares: What each signal adds to the score.
+        signals: Their names.
+        shares: What each of them adds to the score, shape (signals, entries).
         allowed: Which of them may be hits.
         complete: Whether they are all that may be hits.
     """
 
     numbers: npt.NDArray[np.int64]
     scores: Floats
-    shares: dict[str, Floats]
+    signals: list[str]
+    shares: Floats
     allowed: Mask
     complete: bool
 
@@ -79,35 +86,50 @@ def compared(
     lexical = index.postings.bm25(matches)
     fits = _fitting(index, asked) if asked.times else None
     meaning = _Meaning(index, question, near, counted=counted)
-    if index.rows <= max(MOST_COMPARED, _PART * seeds):
-        rows = sample = np.arange(index.rows)
-    else:
+    rows: Rows | None = None
+    sample: Rows | None = None
+    if index.rows > max(MOST_COMPARED, _PART * seeds):
         pools = [wanted] if fits is None else [wanted, wanted & fits]
         found = [meaning.nearest(pool, k=seeds) for pool in pools]
         found += [ranking.best(lexical, pool & (lexical > 0), k=seeds) for pool in pools]
         rows = index.with_neighbours(np.concatenate(found), reach=REACH)
         starts = np.linspace(0, index.rows - _BLOCK, _SAMPLE).astype(np.int64)
         sample = (starts[:, None] + np.arange(_BLOCK)).ravel()
-    around = index.postings.around(matches, partial(index.neighbours, reach=_AROUND), rows)
     relevant, signals = meaning.signals(rows, sample, exactly=exactly)
+    some = _some(rows)
     signals |= {
-        "lexical": ranking.relative(lexical)[rows],
-        "around": ranking.relative(around),
-        "length": ranking.length(index.words[rows]),
+        "lexical": ranking.relative(lexical)[some],
+        "around": ranking.relative(_around(index, matches, rows)),
         **_structure(index, asked, rows),
-        **_standing_alone(index, rows, weights=weights, now=now),
+        **_standing_alone(index, some, weights=weights, now=now),
     }
-    _words_stand_for_meaning(signals, index.cold[rows])
+    _words_stand_for_meaning(signals, index.cold[some])
     if fits is not None:
-        signals["date"] = fits[rows].astype(np.float32)
+        signals["date"] = fits[some].astype(np.float32)
     shares = ranking.weighted(signals, weights)
     return Compared(
-        index.number[rows],
-        np.sum(list(shares.values()), axis=0, dtype=np.float32),
+        index.number[some],  # which stay what they are, also while others write
+        shares.sum(axis=0),
+        list(signals),
         shares,
-        wanted[rows] & (relevant | (lexical[rows] > 0)),
-        complete=len(rows) == index.rows,
+        wanted[some] & (relevant | (lexical[some] > 0)),
+        complete=rows is None or len(rows) == index.rows,
     )
+
+
+def _some(rows: Rows | None) -> Some:
+    return _ALL if rows is None else rows
+
+
+def _around(index: ScopeIndex, matches: Matches, rows: Rows | None) -> Floats:
+    if rows is None:
+        beside = index.kept(_turns_around)
+        return index.postings.around(matches, lambda docs: list(beside[:, docs]), index.kept(every))
+    return index.postings.around(matches, partial(index.neighbours, reach=_AROUND), rows)
+
+
+def _turns_around(index: ScopeIndex) -> Rows:
+    return np.array(index.neighbours(every(index), reach=_AROUND))
 
 
 def _words_stand_for_meaning(signals: dict[str, Floats], cold: Mask) -> None:
@@ -132,45 +154,39 @@ class _Meaning:
     ) -> None:
         self._index = index
         self._counted = counted
+        self._warm = counted & ~index.cold
         self._near = near
         self._question = question if index.vectors.dimensions and near is None else None
-        self._cosines = np.zeros(index.rows, np.float32)
         self._average: tuple[float, float] | None = None
+        if self._question is not None and index.vectors.exact:
+            self._cosines = index.vectors.cosines(self._question, slice(index.rows))
+            self._cosines[~counted] = 0.0
+            self._average = ranking.average(self._cosines[self._warm])
+            return
+        self._cosines = np.zeros(index.rows, np.float32)
         if near is not None:
             self._average = ranking.average_behind(np.array(list(near.values()), np.float32), number=index.rows)
             self._cosines[:] = min(self._average[0], 0.0)
             for number, cosine in near.items():
                 if (row := index.row(number)) >= 0:
                     self._cosines[row] = cosine
-        elif self._question is not None and index.vectors.exact:
-            self._cosines = index.vectors.cosines(self._question)[: index.rows]
-            self._cosines[~counted] = 0.0
-            self._average = ranking.average(self._cosines[counted & ~index.cold])
 
     def nearest(self, among: Mask, *, k: int) -> Rows:
         if self._question is not None and not self._index.vectors.exact:
-            return self._index.vectors.nearest(self._question, k=k, among=among & ~self._index.cold)
+            return self._index.vectors.nearest(self._question, k=k, among=among & self._warm)
         return ranking.best(self._cosines, among & (self._cosines > 0), k=k)
 
     def signals(
-        self, rows: Rows, sample: Rows, *, exactly: Callable[[list[int]], Iterable[tuple[int, bytes]]]
+        self, rows: Rows | None, sample: Rows | None, *, exactly: Callable[[list[int]], Iterable[tuple[int, bytes]]]
     ) -> tuple[Mask, dict[str, Floats]]:
-        """Which of *rows* have to do with the question, and the signals of meaning; *sample* stands for all."""
+        """Which of *rows* have to do with the question, and the signals of meaning; *sample* stands for all. None: all rows."""
+        index, some = self._index, _some(rows)
         if self._question is None and self._near is None:
-            return np.zeros(len(rows), np.bool_), {}
-        index = self._index
+            return np.zeros_like(index.alive[some]), {}
         if self._question is not None and not index.vectors.exact:
-            there = index.with_neighbours(np.concatenate([rows, sample]), reach=REACH)
-            self._cosines[there] = index.vectors.cosines(self._question, there) * self._counted[there]
-            nearest = rows[np.argsort(-self._cosines[rows])[:_EXACT]]
-            exact = list(exactly(index.number[nearest[self._counted[nearest]]].tolist()))
-            if exact:
-                vectors = np.frombuffer(b"".join(vector for _, vector in exact), np.float32)
-                there = np.searchsorted(index.number, [number for number, _ in exact])
-                self._cosines[there] = vectors.reshape(len(exact), -1) @ self._question
-        standing = self._counted[sample] & ~index.cold[sample]
-        average = self._average or ranking.average(self._cosines[sample[standing]])
-        cosines = self._cosines[rows]
+            self._compute(self._question, rows, sample, exactly=exactly)
+        cosines, standing = self._cosines[some], self._warm[_some(sample)]
+        average = self._average or ranking.average(self._cosines[_some(sample)][standing])
         signals = {"dense": ranking.standing(cosines, average)}
         if self._near is None:
             together = index.near(rows, self._cosines, counted=self._counted)
@@ -178,27 +194,79 @@ class _Meaning:
             signals["near"] = ranking.standing(together, ranking.average(of_sample[standing]))
         return cosines > 0, signals
 
+    def _compute(
+        self,
+        question: Floats,
+        rows: Rows | None,
+        sample: Rows | None,
+        *,
+        exactly: Callable[[list[int]], Iterable[tuple[int, bytes]]],
+    ) -> None:
+        """Compute what compressed vectors tell of *rows* and *sample*, and exact cosines of the nearest."""
+        index = self._index
+        there = rows = index.kept(every) if rows is None else rows
+        if sample is not None:
+            there = index.with_neighbours(np.concatenate([rows, sample]), reach=REACH)
+        self._cosines[there] = index.vectors.cosines(question, there) * self._counted[there]
+        nearest = rows[np.argsort(-self._cosines[rows])[:_EXACT]]
+        exact = list(exactly(index.number[nearest[self._counted[nearest]]].tolist()))
+        if exact:
+            vectors = np.frombuffer(b"".join(vector for _, vector in exact), np.float32)
+            there = np.searchsorted(index.number, [number for number, _ in exact])
+            self._cosines[there] = vectors.reshape(len(exact), -1) @ question
 
-def _structure(index: ScopeIndex, asked: Question, rows: Rows) -> dict[str, Floats]:
+
+def _structure(index: ScopeIndex, asked: Question, rows: Rows | None) -> dict[str, Floats]:
     """The signals that come from who said it, and what kind of sentence it is; those that apply to the question."""
-    signals: dict[str, Mask] = {}
-    speaker, traits = index.speaker[rows], index.traits[rows]
+
+    def constant(work: Callable[..., T]) -> T:
+        return index.kept(work) if rows is None else work(index, rows)
+
+    signals = {"length": constant(_length)}
     if len(asked.speakers) == 1:
-        signals["speaker"] = (speaker == next(iter(asked.speakers))) | (speaker == None)  # noqa: E711
-    if all(label is None or label.lower() in ROLES for label in index.labels):
-        user = index.user[rows]
-        signals["wish"] = user & (traits & WISH > 0)
+        said = index.speaker[_some(rows)] == next(iter(asked.speakers))
+        signals["speaker"] = (said | constant(_unsaid)).astype(np.float32)
+    if index.kept(_with_assistant):
+        signals["wish"] = constant(_wish)
         if not asked.asks_assistant:
-            signals["user"] = user | (speaker == None)  # noqa: E711
+            signals["user"] = constant(_user)
     if asked.asks_time:
-        signals["time"] = traits & TIMED > 0
-    found = {name: values.astype(np.float32) for name, values in signals.items()}
+        signals["time"] = constant(_timed)
     if asked.asks:
-        found["statement"] = ranking.statement(traits & QUESTION > 0, index.words[rows])
+        signals["statement"] = constant(_statement)
+    return signals
+
+
+def _with_assistant(index: ScopeIndex) -> bool:
+    return all(label is None or label.lower() in ROLES for label in index.labels)
+
+
+def _unsaid(index: ScopeIndex, rows: Some = _ALL) -> Mask:
+    found: Mask = index.speaker[rows] == None  # noqa: E711 - element by element
     return found
 
 
-def _standing_alone(index: ScopeIndex, rows: Rows, *, weights: Ranking, now: int) -> dict[str, Floats]:
+def _user(index: ScopeIndex, rows: Some = _ALL) -> Floats:
+    return (index.user[rows] | _unsaid(index, rows)).astype(np.float32)
+
+
+def _wish(index: ScopeIndex, rows: Some = _ALL) -> Floats:
+    return (index.user[rows] & (index.traits[rows] & WISH > 0)).astype(np.float32)
+
+
+def _timed(index: ScopeIndex, rows: Some = _ALL) -> Floats:
+    return (index.traits[rows] & TIMED > 0).astype(np.float32)
+
+
+def _length(index: ScopeIndex, rows: Some = _ALL) -> Floats:
+    return ranking.length(index.words[rows])
+
+
+def _statement(index: ScopeIndex, rows: Some = _ALL) -> Floats:
+    return ranking.statement(index.traits[rows] & QUESTION > 0, index.words[rows])
+
+
+def _standing_alone(index: ScopeIndex, rows: Some, *, weights: Ranking, now: int) -> dict[str, Floats]:
     """The signals that don't depend on the question; those that count anything."""
     found = {}
     if weights.importance:

@@ -34,6 +34,7 @@ Row = npt.NDArray[np.bool_]
 LONGEST_QUERY = 10_000  # characters; an embedder reads the first few hundred words anyway
 RERANKED = 50  # candidates that a reranker reads
 _EPISODIC = TYPE_NUMBER[MemoryType.EPISODIC]
+_INT64 = np.iinfo(np.int64)
 _AT_FIRST = 64  # hits that are read at once, at most
 _MORE = 8  # times as many seeds, once what was compared is used up
 _TRIES = 3  # of a search during which another embedding model is taken up
@@ -108,17 +109,18 @@ def ranked(
     with resident.lock:
         fresh = resident.index is None
         index = resident.load(model)
-        rows, pending, held = index.rows, bool(index.pending.any()), index.holds_vectors
+        rows, pending, held = index.rows, index.kept(_waiting), index.holds_vectors
     if fresh:
         parts.residents.weigh(resident)
     if not rows:
         return
     now = parts.clock()
     with resident.lock:
-        asked = understood(query, speakers=index.names(), known=index.knows, now=now)
-        moments = [index.expires] if conditions.as_of is not None else [index.expires, index.valid_from, index.valid_to]
-        for times in moments:  # from one of them on, something else is found
-            holds.until = int(np.min(times, where=times > microseconds(now), initial=holds.until))
+        asked = understood(query, speakers=index.kept(ScopeIndex.names), known=index.knows, now=now)
+        for times in [_expiries] if conditions.as_of is not None else [_expiries, _bounds]:
+            later = index.kept(times)
+            if len(later):  # from one of them on, something else is found
+                holds.until = int(np.min(later, where=later > microseconds(now), initial=holds.until))
     if depends_on_day(query):
         holds.end_with(now)
     # Recency changes with each moment, and the vector index when it likes.
@@ -150,10 +152,12 @@ def ranked(
         def exactly(numbers: list[int]) -> list[tuple[int, bytes]]:
             return parts.ledger.vectors(numbers[0] >> 32, index.model, numbers) if index.model and numbers else []
 
-        counted = index.alive.copy()
+        counted = index.alive
         if not conditions.summaries or kinds is None or MemoryType.EPISODIC not in kinds:
-            counted &= (index.seq > 0) | (index.kind != _EPISODIC)
-        counted[[row for number in conditions.besides if (row := index.row(number)) >= 0]] = False
+            counted = index.kept(_without_summaries)
+        if conditions.besides:
+            counted = counted.copy()
+            counted[[row for number in conditions.besides if (row := index.row(number)) >= 0]] = False
         wanted = counted & _allowed(parts, scope, index, conditions, kinds=kinds, session=session)
         return compared(
             index,
@@ -192,11 +196,11 @@ def _walked(
             entries = cached.entries(parts, scope, numbers)
             holds.sure &= len(entries) == len(top)  # what can't be read may be there again
             scores = np.minimum(found.scores[top], 1.0).tolist()
-            shares = np.array([values[top] for values in found.shares.values()], np.float64).round(4).T.tolist()
+            shares = found.shares[:, top].T.astype(np.float64).round(4).tolist()
             for number, score, own in zip(numbers, scores, shares, strict=True):
                 entry = entries.get(number)
                 if entry is not None and number not in given and (condition is None or condition.matches(entry)):
-                    yield Hit(entry, score, dict(zip(found.shares, own, strict=True)))
+                    yield Hit(entry, score, dict(zip(found.signals, own, strict=True)))
         if found.complete:
             return
         given.update(found.numbers[found.allowed].tolist())
@@ -315,7 +319,9 @@ def _allowed(
     kinds: list[MemoryType] | None,
     session: int | None,
 ) -> Row:
-    allowed: Row = index.alive & (index.expires > microseconds(parts.clock()))
+    allowed: Row = index.alive.copy()
+    if len(index.kept(_expiries)):
+        allowed &= index.expires > microseconds(parts.clock())
     if session is not None:
         allowed &= index.session == session
     if conditions.within == "agent":
@@ -328,7 +334,31 @@ def _allowed(
         allowed &= index.created >= microseconds(checked_time(conditions.since, "since"))
     if conditions.until is not None:
         allowed &= index.created <= microseconds(checked_time(conditions.until, "until"))
-    return allowed if conditions.as_of == "ever" else allowed & _held(parts, index, conditions.as_of)
+    if conditions.as_of != "ever" and (conditions.as_of is not None or len(index.kept(_bounds))):
+        allowed &= _held(parts, index, conditions.as_of)
+    return allowed
+
+
+def _waiting(index: ScopeIndex) -> bool:
+    return bool(index.pending.any())
+
+
+def _without_summaries(index: ScopeIndex) -> Row:
+    found: Row = index.alive & ((index.seq > 0) | (index.kind != _EPISODIC))
+    return found
+
+
+def _expiries(index: ScopeIndex) -> npt.NDArray[np.int64]:
+    """When entries expire, of those that do."""
+    found: npt.NDArray[np.int64] = index.expires[index.expires != _INT64.max]
+    return found
+
+
+def _bounds(index: ScopeIndex) -> npt.NDArray[np.int64]:
+    """From when, and until when, entries hold, of those that do not always."""
+    return np.concatenate(
+        [index.valid_from[index.valid_from != _INT64.min], index.valid_to[index.valid_to != _INT64.max]]
+    )
 
 
 def _held(parts: Parts, index: ScopeIndex, as_of: datetime | str | None) -> Row:
@@ -337,7 +367,7 @@ def _held(parts: Parts, index: ScopeIndex, as_of: datetime | str | None) -> Row:
         now = microseconds(parts.clock())
         return (index.valid_from <= now) & (now < index.valid_to)
     then = microseconds(checked_time(as_of, "as_of"))
-    begun = np.where(index.valid_from == np.iinfo(np.int64).min, index.created, index.valid_from)
+    begun = np.where(index.valid_from == _INT64.min, index.created, index.valid_from)
     return (begun <= then) & (then < index.valid_to)
 
 

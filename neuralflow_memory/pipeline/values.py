@@ -158,9 +158,7 @@ def _write(
                 for number in done.gone:
                     index.drop(number)
                 for number, expires in done.moved.items():
-                    if (row := index.row(number)) >= 0:
-                        forever = np.iinfo(index.expires.dtype).max
-                        index.expires[row] = forever if expires is None else expires
+                    index.expire(number, expires)
         except BaseException:
             resident.forget()
             raise

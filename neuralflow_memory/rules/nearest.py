@@ -86,12 +86,12 @@ class Vectors:
         found *= self._scales[rows, None]
         return found
 
-    def cosines(self, question: Floats, rows: Rows | None = None) -> Floats:
+    def cosines(self, question: Floats, rows: Rows | slice = slice(None)) -> Floats:
         """The cosines of *rows*, or of all, with a vector of unit length."""
         if self._exact is not None:
-            return (self._exact if rows is None else self._exact[rows]) @ question
-        if rows is None:
-            rows = np.arange(len(self))
+            return self._exact[rows] @ question
+        if isinstance(rows, slice):
+            rows = np.arange(len(self))[rows]
         found = np.empty(len(rows), np.float32)
         for start in range(0, len(rows), _CACHED_BYTES):
             some = rows[start : start + _CACHED_BYTES]

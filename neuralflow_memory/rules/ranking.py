@@ -37,13 +37,13 @@ _MOST = 6.0  # standard deviations above the mean that count as 1
 _MEAN, _DEVIATION, _WORTH = 0.1, 0.12, 20
 
 
-def weighted(signals: Mapping[str, Scores], weights: Ranking) -> dict[str, Scores]:
-    """Each signal's part of the score: they add up to it. A missing signal leaves the others its share.
+def weighted(signals: Mapping[str, Scores], weights: Ranking) -> Scores:
+    """Each signal's part of the score, of shape (signals, rows): they add up to it. A missing signal leaves the others its share.
 
-    All have the shape (rows,).
+    Each of *signals* has the shape (rows,).
     """
-    total = sum(getattr(weights, name) for name in signals) or 1.0
-    return {name: np.float32(getattr(weights, name) / total) * values for name, values in signals.items()}
+    counts = np.array([getattr(weights, name) for name in signals])
+    return np.array(list(signals.values())) * (counts / (counts.sum() or 1.0)).astype(np.float32)[:, None]
 
 
 def shares(signals: Iterable[str], later: str, weights: Ranking) -> tuple[float, float]:
@@ -94,7 +94,9 @@ def average_behind(best: Scores, *, number: int) -> tuple[float, float]:
 def standing(cosines: Scores, average: tuple[float, float]) -> Scores:
     """How far above the average (mean, deviation) each is: 0 up to the mean, 1 from six standard deviations on."""
     mean, deviation = average
-    share: Scores = np.clip((cosines - mean) / (deviation * _MOST), 0.0, 1.0).astype(np.float32)
+    share: Scores = np.minimum(np.maximum((cosines - mean) / (deviation * _MOST), 0.0), 1.0).astype(
+        np.float32, copy=False
+    )
     return share
 
 

@@ -21,7 +21,7 @@ def unit_rows(vectors: Any, *, rows: int) -> npt.NDArray[np.float32]:
             f"the embedder returned an array of shape {array.shape} for {rows} texts, or one that is not finite; "
             "it must return one vector of finite numbers per text"
         )
-    lengths = np.linalg.norm(array, axis=1, keepdims=True)
+    lengths = np.sqrt(np.square(array).sum(axis=1, keepdims=True))
     lengths[lengths == 0] = 1.0
     unit: npt.NDArray[np.float32] = array / lengths
     return unit
