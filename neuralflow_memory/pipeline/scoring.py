@@ -86,7 +86,7 @@ def compared(
     lexical = index.postings.bm25(matches)
     fits = _fitting(index, asked) if asked.times else None
     meaning = _Meaning(index, question, near, counted=counted)
-    rows: Rows | None = None
+    rows: Rows | None = None  # all, whose arrays are used as they are
     sample: Rows | None = None
     if index.rows > max(MOST_COMPARED, _PART * seeds):
         pools = [wanted] if fits is None else [wanted, wanted & fits]
