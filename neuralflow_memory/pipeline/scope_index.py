@@ -180,9 +180,14 @@ class ScopeIndex:
 
     @property
     def nbytes(self) -> int:
+        kept = list(self._kept.values())  # at one moment: whoever weighs does not hold the lock
+        return self._lasting_bytes + sum(getattr(found, "nbytes", 0) for found in kept)
+
+    @property
+    def _lasting_bytes(self) -> int:
+        """Without what is worked out of it, which to read it anew would not spare."""
         own = sum(getattr(self, f"_{name}").nbytes for name, _ in self._ARRAYS)
-        kept = sum(getattr(found, "nbytes", 0) for found in self._kept.values())
-        return int(own + kept + self.vectors.nbytes + self.postings.nbytes + 8 * self.rows)
+        return int(own + self.vectors.nbytes + self.postings.nbytes + 8 * self.rows)
 
     @property
     def too_large(self) -> bool:
@@ -190,7 +195,7 @@ class ScopeIndex:
         if not self.holds_vectors or not self.vectors.dimensions:
             return False
         if self._weighed != self.rows:
-            self._weighed, self._heavy = self.rows, self.nbytes > self._max_bytes
+            self._weighed, self._heavy = self.rows, self._lasting_bytes > self._max_bytes
         return self._heavy
 
     @property
