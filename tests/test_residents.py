@@ -16,6 +16,7 @@ import neuralflow_memory._failpoints as failpoints
 from neuralflow_memory import Message, NotFound, ToolCall
 from neuralflow_memory.pipeline.parts import Parts
 from neuralflow_memory.pipeline.resident import Resident
+from neuralflow_memory.pipeline.scope_index import ScopeIndex, every
 from neuralflow_memory.pipeline.search import _model
 from neuralflow_memory.rules.lexical import term_ids
 from neuralflow_memory.types import Scope
@@ -86,6 +87,28 @@ def seen(window):
     tasks = {e.number: e for e in window.tasks}  # in no order
     others = {f.name for f in fields(window)} - {"entries", "tasks", "sent", "due"}
     return entries, tasks, {name: getattr(window, name) for name in others}
+
+
+def test_a_scope_is_weighed_while_it_is_searched():
+    """Who weighs it does not hold its lock."""
+    index = ScopeIndex([], dimensions=0, max_bytes=1_000_000)
+
+    class Searched:
+        @property
+        def nbytes(self):
+            index.kept(every)  # as a search would, at this moment
+            return 8
+
+    before = index.nbytes
+    index.kept(lambda _: Searched())
+    assert index.nbytes == before + 8
+
+
+def test_what_is_worked_out_of_a_scope_is_no_reason_to_read_it_anew():
+    index = ScopeIndex([], dimensions=8, max_bytes=1_000_000)
+    index.kept(lambda _: np.zeros(1_000_000))
+    assert index.nbytes > 1_000_000
+    assert not index.too_large
 
 
 def agree(memory, chat, *, sessions, vectors=True):
